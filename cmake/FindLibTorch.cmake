@@ -1,0 +1,44 @@
+# FindLibTorch: LibTorch as it lies in the PyPI wheel `torch`, as imported targets.
+#
+# The wheel's own TorchConfig.cmake asks for a CUDA toolkit and links torch_cuda; a CPU build needs neither.
+#
+#   LibTorch_ROOT     folder `torch` of the wheel; default: asked from .venv, then from python3
+#   LibTorch::cpu     torch_cpu and c10 with their headers
+#   LibTorch_VERSION  for example 2.11.0
+
+if(NOT LibTorch_ROOT)
+  foreach(python "${CMAKE_SOURCE_DIR}/.venv/bin/python" python3)
+    execute_process(
+      COMMAND ${python} -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])"
+      OUTPUT_VARIABLE LibTorch_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(LibTorch_ROOT)
+      break()
+    endif()
+  endforeach()
+endif()
+
+find_library(LibTorch_CPU_LIBRARY torch_cpu PATHS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
+find_library(LibTorch_C10_LIBRARY c10 PATHS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
+find_path(LibTorch_INCLUDE_DIR ATen/ATen.h PATHS "${LibTorch_ROOT}/include" NO_DEFAULT_PATH)
+if(EXISTS "${LibTorch_ROOT}/version.py")
+  file(STRINGS "${LibTorch_ROOT}/version.py" version_line REGEX "^__version__")
+  string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+" LibTorch_VERSION "${version_line}")
+endif()
+
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(LibTorch
+  REQUIRED_VARS LibTorch_CPU_LIBRARY LibTorch_C10_LIBRARY LibTorch_INCLUDE_DIR
+  VERSION_VAR LibTorch_VERSION
+  REASON_FAILURE_MESSAGE "run launch/setup, or set LibTorch_ROOT to the folder `torch` of an installed wheel")
+
+if(LibTorch_FOUND AND NOT TARGET LibTorch::cpu)
+  add_library(LibTorch::c10 SHARED IMPORTED)
+  set_target_properties(LibTorch::c10 PROPERTIES
+    IMPORTED_LOCATION "${LibTorch_C10_LIBRARY}"
+    # The wheel brings its own copy of fmt: searched last, so that the system's is found.
+    INTERFACE_COMPILE_OPTIONS "SHELL:-idirafter ${LibTorch_INCLUDE_DIR}")
+  add_library(LibTorch::cpu SHARED IMPORTED)
+  set_target_properties(LibTorch::cpu PROPERTIES
+    IMPORTED_LOCATION "${LibTorch_CPU_LIBRARY}"
+    INTERFACE_LINK_LIBRARIES LibTorch::c10)
+endif()

@@ -1,0 +1,113 @@
+#include "core/config.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <regex>
+#include <string_view>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "core/config_reader.h"
+#include "core/enum_names.h"
+#include "core/yaml_tree.h"
+
+namespace safegrad {
+namespace {
+
+[[noreturn]] void refuse_both(const YamlTree& tree, std::string_view first,
+                              std::string_view second) {
+  // Blames the one from --set, if any: that is the one just typed.
+  if (tree.origin(first) == "--set") std::swap(first, second);
+  tree.fail(second,
+            fmt::format("cannot be combined with {} ({}); leave one out, or use --set {}=null",
+                        first, tree.origin(first), first));
+}
+
+void resolve_model(const YamlTree& tree, ModelSection& model) {
+  if (model.path.empty() && model.config.empty()) {
+    tree.fail("model.path",
+              "missing; give a model folder, or model.config for random weights of a shape");
+  }
+  if (!model.path.empty() && !model.config.empty()) refuse_both(tree, "model.path", "model.config");
+
+  if (model.lora) {
+    if (tree.find("model.trainable")) refuse_both(tree, "model.lora", "model.trainable");
+    model.trainable.clear();
+  }
+  for (size_t i = 0; i < model.trainable.size(); ++i) {
+    try {
+      std::regex(model.trainable[i], std::regex::ECMAScript);
+    } catch (const std::regex_error& error) {
+      tree.fail(fmt::format("model.trainable[{}]", i),
+                fmt::format("got \"{}\", which is no ECMAScript regular expression: {}",
+                            model.trainable[i], error.what()));
+    }
+  }
+}
+
+/// Every rule but sft needs alignment data; sft may have it, to measure the conflict.
+void resolve_alignment(const YamlTree& tree, RunConfig& config) {
+  const bool given = tree.find("batch.align_sequences") != nullptr;
+  const std::string_view rule = name_of(config.objective.rule);
+  int64_t& sequences = config.batch.align_sequences;
+
+  if (config.objective.rule != Rule::sft) {
+    if (config.data.align.empty()) {
+      tree.fail("data.align",
+                fmt::format("missing; objective.rule is {}, and only sft does without", rule));
+    }
+    if (sequences == 0) {
+      tree.fail("batch.align_sequences",
+                fmt::format("got 0, must be > 0 with objective.rule {} (0 is for sft)", rule));
+    }
+  } else if (config.data.align.empty()) {
+    if (given && sequences > 0) {
+      tree.fail("batch.align_sequences",
+                fmt::format("got {}, but data.align is missing; give it, or set 0", sequences));
+    }
+    sequences = 0;
+  }
+}
+
+void resolve_train(const YamlTree& tree, TrainSection& train) {
+  if (train.epochs && train.steps) refuse_both(tree, "train.epochs", "train.steps");
+  if (!train.steps && !train.epochs) train.epochs = 1;
+}
+
+void check_probes(const YamlTree& tree, const std::vector<ProbeConfig>& probes) {
+  const auto allowed = [](unsigned char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
+           c == '-';
+  };
+  for (size_t i = 0; i < probes.size(); ++i) {
+    const std::string& name = probes[i].name;
+    const std::string key = fmt::format("probe[{}].name", i);
+    if (!std::all_of(name.begin(), name.end(), allowed)) {
+      tree.fail(key,
+                fmt::format("got {}, allowed: letters, digits, _ and -", shown(*tree.find(key))));
+    }
+    for (size_t j = 0; j < i; ++j) {
+      if (probes[j].name == name) {
+        tree.fail(key, fmt::format("got \"{}\" again, first in probe[{}] ({}); names are unique",
+                                   name, j, tree.origin(fmt::format("probe[{}].name", j))));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
+  YamlTree tree(path);
+  for (const std::string& assignment : overrides) tree.set(assignment);
+
+  RunConfig config = read_config(tree);
+  resolve_model(tree, config.model);
+  resolve_alignment(tree, config);
+  resolve_train(tree, config.train);
+  check_probes(tree, config.probe);
+  return config;
+}
+
+}  // namespace safegrad

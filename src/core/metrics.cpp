@@ -1,0 +1,85 @@
+#include "core/metrics.h"
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+
+namespace safegrad {
+
+std::string to_json_line(const StepRecord& record) {
+  nlohmann::ordered_json json;
+  const auto put = [&json](const char* key, const auto& value) { json[key] = value; };
+  const auto put_if = [&json](const char* key, const std::optional<double>& value) {
+    if (value) json[key] = *value;
+  };
+  const auto put_map = [&json](const char* key, const auto& map) {
+    if (!map.empty()) json[key] = map;
+  };
+
+  put("step", record.step);
+  put("epoch", record.epoch);
+  put("loss_task", record.loss_task);
+  put_if("loss_align", record.loss_align);
+  put("uu", record.uu);
+  put_if("ua", record.ua);
+  put_if("aa", record.aa);
+  put_if("cosine", record.cosine);
+  put("conflict", record.conflict);
+  put("c_task", record.c_task);
+  put_if("c_align", record.c_align);
+  put("grad_norm", record.grad_norm);
+  put("clip", record.clip);
+  put("lr", record.lr);
+  put("task_tokens", record.task_tokens);
+  put("align_tokens", record.align_tokens);
+  put("seconds", record.seconds);
+  put("tokens_per_s", record.tokens_per_s);
+  put("speed_of_light", record.speed_of_light);
+  put("skipped", record.skipped);
+  put_map("probe", record.probe);
+  put_map("phase_seconds", record.phase_seconds);
+  put_map("units", record.units);
+  // Names come from token files: replacing bad UTF-8 is better than losing the line.
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+namespace {
+
+/// True if the file has a last line without its newline.
+bool ends_inside_a_line(const std::string& path) {
+  std::error_code ignored;  // opening the file reports what is wrong
+  if (!std::filesystem::is_regular_file(path, ignored)) return false;
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream.seekg(-1, std::ios::end)) return false;  // empty
+  return stream.get() != '\n';
+}
+
+}  // namespace
+
+MetricsFile::MetricsFile(const std::string& path) : path_(path) {
+  const bool cut_short = ends_inside_a_line(path);
+  errno = 0;
+  stream_.open(path, std::ios::binary | std::ios::app);
+  SAFEGRAD_CHECK(stream_, RunError, "{}: cannot be opened for writing: {}", path,
+                 std::strerror(errno));
+  if (cut_short) append("\n");
+}
+
+void MetricsFile::write(const StepRecord& record) {
+  append(to_json_line(record) + "\n");
+}
+
+void MetricsFile::append(const std::string& text) {
+  errno = 0;
+  stream_ << text << std::flush;
+  SAFEGRAD_CHECK(stream_, RunError, "{}: cannot be written: {}; make room and run again to resume",
+                 path_, std::strerror(errno));
+}
+
+}  // namespace safegrad

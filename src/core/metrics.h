@@ -1,0 +1,92 @@
+// metrics.h: what a run tells: one JSON line a step on disk, one live line on the terminal.
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace safegrad {
+
+/// The measurements of one optimizer step, already reduced over all ranks. Keys on disk equal the
+/// member names. uu, ua, aa: inner products of the per-token mean gradients before clipping (a:
+/// alignment; absent with one objective).
+struct StepRecord {
+  int64_t step = 0;  ///< 1-based: the number of finished steps
+  double epoch = 0;  ///< passes over the task data so far
+  double loss_task = 0;
+  std::optional<double> loss_align, ua, aa, cosine, c_align;
+  double uu = 0;
+  bool conflict = false;
+  double c_task = 1;
+  double grad_norm = 0;  ///< of the combined gradient, before clipping
+  double clip = 1;       ///< factor that clipping applied
+  double lr = 0;
+  int64_t task_tokens = 0, align_tokens = 0;  ///< all tokens, scored or not
+  double seconds = 0;
+  double tokens_per_s = 0;
+  double speed_of_light = 0;  ///< share of the shortest time for the necessary matrix products
+  bool skipped = false;       ///< a scalar was NaN or infinite: no rank stepped
+  std::map<std::string, double> phase_seconds;  ///< slowest rank
+  std::map<std::string, std::map<std::string, double>>
+      probe;  ///< name -> class or measure -> value
+  std::map<std::string, std::map<std::string, double>> units;  ///< name -> uu, ua, aa
+};
+
+/// One line of JSON without a newline; absent values and empty maps are left out. Numbers read back
+/// to the same bits; NaN and infinities become null (JSON has none).
+std::string to_json_line(const StepRecord& record);
+
+/// Appends to a file, a line a step, flushed at each. A line that a crash cut short is ended first,
+/// so that it spoils no line but itself. Throws RunError (path, the system's text) if the disk
+/// refuses.
+class MetricsFile {
+ public:
+  explicit MetricsFile(const std::string& path);
+  void write(const StepRecord& record);
+
+ private:
+  void append(const std::string& text);
+
+  std::string path_;
+  std::ofstream stream_;
+};
+
+/// The text of a progress line, `width` columns at most; what does not fit is left out, the least
+/// needed first, SKIPPED never. The bar takes what room is left. Width 0: a log, so everything,
+/// and no bar. Example:
+///   step  12/50 ━━━━╸────  task 0.412  kl 0.031  cos −0.21 conflict  634 tok/s  1:42 left
+/// `align_label` names the alignment loss (kl or sft).
+std::string format_progress(const StepRecord& record, int64_t total_steps,
+                            const std::string& align_label, double seconds_left, int width);
+
+/// The progress line: redrawn in place on a terminal; elsewhere one plain line at most every
+/// `plain_interval_s`, and also for the last step and for each skipped one. The time left comes
+/// from the median of the last 20 steps. Never wider than the terminal, resized or not.
+class ProgressLine {
+ public:
+  /// `stream` is not owned and outlives this object.
+  ProgressLine(std::FILE* stream, int64_t total_steps, std::string align_label,
+               double plain_interval_s = 10.0);
+  void show(const StepRecord& record);
+  void finish();  ///< ends the line on a terminal; the next show() begins another
+
+ private:
+  void draw(const std::string& text);
+
+  std::FILE* stream_;
+  int64_t total_steps_;
+  std::string align_label_;
+  double plain_interval_s_;
+  bool terminal_;
+  bool line_open_ = false;
+  std::optional<double> last_plain_s_;  // on the steady clock
+  std::vector<double> recent_seconds_;
+};
+
+/// "1:42", "2:03:09"; "?" if it is not finite.
+std::string format_duration(double seconds);
+
+}  // namespace safegrad

@@ -1,0 +1,48 @@
+// pack.h: turns the draws of one rank and micro-batch into one packed batch.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "core/packed_batch.h"
+#include "core/planner.h"
+#include "core/token_file.h"
+
+namespace safegrad {
+
+/// One objective's data and how it is scored.
+struct ObjectiveData {
+  const TokenFile* file = nullptr;
+  bool all_positions =
+      false;  ///< score every position (the authors' KL), not only those before response tokens
+  /// Reference hidden states [rows, D] of a sample's scored rows; empty unless the objective is a
+  /// KL.
+  std::function<at::Tensor(int64_t sample)> reference;
+};
+
+struct PackOptions {
+  bool dropout = false;
+  uint64_t seed = 0;  ///< with `step`, the sample and the layer: the key of every dropout draw
+  int64_t step = 0;
+};
+
+/// Rows that are scored in sample `i` of the objective.
+int64_t scored_rows(const ObjectiveData& data, int64_t i);
+
+/// `draws` are sorted by objective. The batch has as many objectives as `objectives`, empty ones
+/// where nothing was drawn.
+PackedBatch pack(const std::vector<Draw>& draws, const std::vector<ObjectiveData>& objectives,
+                 const PackOptions& options);
+
+/// Choice groups for a probe, prompts shared: a group's prompt is one sequence, and each candidate
+/// of more than one token continues it. Scored rows are listed candidate by candidate (the prompt's
+/// last row repeats): `candidates[i]` is the sequence of the file that row i belongs to. One
+/// objective.
+struct PackedChoices {
+  PackedBatch batch;
+  std::vector<int64_t> candidates;
+};
+PackedChoices pack_choices(const std::vector<int64_t>& groups, const TokenFile& file,
+                           const std::vector<std::vector<int64_t>>& members);
+
+}  // namespace safegrad

@@ -1,0 +1,44 @@
+#include "core/parameter.h"
+
+#include <functional>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+namespace safegrad {
+
+int64_t Parameter::numel() const {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+void Parameter::add_product(size_t k, const at::Tensor& dy, const at::Tensor& x, double scale) {
+  if (dy.size(0) == 0) return;
+  at::Tensor& g = grads[k];
+  at::addmm_out(g, g, dy.t(), x, fresh[k] ? 0.0 : 1.0, scale);
+  fresh[k] = false;
+}
+
+void Parameter::add(size_t k, const at::Tensor& g) {
+  if (fresh[k]) {
+    grads[k].copy_(g);
+  } else {
+    grads[k].add_(g);
+  }
+  fresh[k] = false;
+}
+
+void Parameter::add_rows(size_t k, const at::Tensor& rows, const at::Tensor& g) {
+  if (rows.numel() == 0) return;
+  if (fresh[k]) grads[k].zero_();
+  fresh[k] = false;
+  grads[k].index_add_(0, rows, g);
+}
+
+void Parameter::settle() {
+  for (size_t k = 0; k < grads.size(); ++k) {
+    if (grads[k].defined() && fresh[k]) grads[k].zero_();
+    if (k < fresh.size()) fresh[k] = false;
+  }
+}
+
+}  // namespace safegrad

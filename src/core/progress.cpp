@@ -1,0 +1,174 @@
+// progress.cpp: the part of metrics.h that draws on the terminal.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "core/metrics.h"
+
+namespace safegrad {
+namespace {
+
+constexpr size_t kMedianOf = 20;
+constexpr int kMinBar = 8;
+constexpr int kMaxBar = 22;
+constexpr int kFallbackWidth = 80;  // terminals behind a pseudo-terminal may not know theirs
+
+/// A part of the line. Those with a larger `spare` are left out first, those with 0 never.
+struct Field {
+  std::string text;
+  int spare;
+};
+
+/// Columns of UTF-8 text whose every character is one column wide.
+int columns(const std::string& text) {
+  return static_cast<int>(std::count_if(text.begin(), text.end(), [](char c) {
+    return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+  }));
+}
+
+std::string cut(const std::string& text, int width) {
+  size_t end = 0;
+  for (int column = 0; end < text.size(); ++end) {
+    const bool starts = (static_cast<unsigned char>(text[end]) & 0xC0) != 0x80;
+    if (starts && column++ == width) break;
+  }
+  return text.substr(0, end);
+}
+
+std::string bar(double share, int width) {
+  const int halves = static_cast<int>(std::clamp(share, 0.0, 1.0) * 2 * width);
+  std::string text;
+  for (int i = 0; i < width; ++i) {
+    text += 2 * i + 1 < halves ? "━" : 2 * i + 1 == halves ? "╸" : "─";
+  }
+  return text;
+}
+
+/// With a real minus sign, which is as wide as a digit.
+std::string signed_number(double x) {
+  return x < 0 ? fmt::format("−{:.2f}", -x) : fmt::format("{:.2f}", x);
+}
+
+std::vector<Field> fields_of(const StepRecord& record, const std::string& align_label,
+                             double seconds_left) {
+  std::vector<Field> fields;
+  if (record.skipped) fields.push_back({"SKIPPED (not finite)", 0});
+  fields.push_back({fmt::format("task {:.3f}", record.loss_task), 2});
+  if (record.loss_align) {
+    fields.push_back({fmt::format("{} {:.3f}", align_label, *record.loss_align), 3});
+  }
+  if (record.cosine) {
+    fields.push_back(
+        {fmt::format("cos {}{}", signed_number(*record.cosine), record.conflict ? " conflict" : ""),
+         4});
+  }
+  fields.push_back({fmt::format("{:.0f} tok/s", record.tokens_per_s), 5});
+  if (record.speed_of_light > 0) {
+    fields.push_back({fmt::format("{:.0f} % of limit", 100 * record.speed_of_light), 6});
+  }
+  fields.push_back({fmt::format("{} left", format_duration(seconds_left)), 1});
+  return fields;
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int terminal_width(std::FILE* stream) {
+  winsize size{};
+  const bool known = ioctl(fileno(stream), TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  return known ? size.ws_col : kFallbackWidth;
+}
+
+}  // namespace
+
+std::string format_duration(double seconds) {
+  if (!std::isfinite(seconds) || seconds > 1e15) return "?";
+  const int64_t all = std::max<int64_t>(0, std::llround(seconds));
+  const int64_t hours = all / 3600, minutes = all / 60 % 60;
+  if (hours > 0) return fmt::format("{}:{:02}:{:02}", hours, minutes, all % 60);
+  return fmt::format("{}:{:02}", minutes, all % 60);
+}
+
+std::string format_progress(const StepRecord& record, int64_t total_steps,
+                            const std::string& align_label, double seconds_left, int width) {
+  const std::string total = fmt::format("{}", total_steps);
+  const std::string head = fmt::format("step {:>{}}/{}", record.step, total.size() + 1, total);
+  std::vector<Field> fields = fields_of(record, align_label, seconds_left);
+  const auto used = [&] {
+    int sum = columns(head);
+    for (const Field& field : fields) sum += 2 + columns(field.text);
+    return sum;
+  };
+  while (width > 0 && used() > width) {
+    const auto least =
+        std::max_element(fields.begin(), fields.end(),
+                         [](const Field& a, const Field& b) { return a.spare < b.spare; });
+    if (least == fields.end() || least->spare == 0) break;
+    fields.erase(least);
+  }
+
+  std::string line = head;
+  const int room = std::min(kMaxBar, width - used() - 1);
+  if (room >= kMinBar) {
+    const double share =
+        static_cast<double>(record.step) / static_cast<double>(std::max<int64_t>(1, total_steps));
+    line += " " + bar(share, room);
+  }
+  for (const Field& field : fields) line += "  " + field.text;
+  return width > 0 ? cut(line, width) : line;
+}
+
+ProgressLine::ProgressLine(std::FILE* stream, int64_t total_steps, std::string align_label,
+                           double plain_interval_s)
+    : stream_(stream),
+      total_steps_(total_steps),
+      align_label_(std::move(align_label)),
+      plain_interval_s_(plain_interval_s),
+      terminal_(isatty(fileno(stream)) == 1) {}
+
+void ProgressLine::show(const StepRecord& record) {
+  if (recent_seconds_.size() == kMedianOf) recent_seconds_.erase(recent_seconds_.begin());
+  recent_seconds_.push_back(record.seconds);
+  const double left = median(recent_seconds_) * static_cast<double>(total_steps_ - record.step);
+
+  if (terminal_) {
+    // One column stays free: a line that fills the row makes some terminals wrap before the \r.
+    const int width = std::max(1, terminal_width(stream_) - 1);
+    draw("\r" + format_progress(record, total_steps_, align_label_, left, width) + "\x1b[K");
+    line_open_ = true;
+    return;
+  }
+  const double now = steady_seconds();
+  const bool due = !last_plain_s_ || now - *last_plain_s_ >= plain_interval_s_;
+  if (!due && !record.skipped && record.step < total_steps_) return;
+  last_plain_s_ = now;
+  draw(format_progress(record, total_steps_, align_label_, left, 0) + "\n");
+}
+
+void ProgressLine::finish() {
+  if (!line_open_) return;
+  draw("\n");
+  line_open_ = false;
+}
+
+void ProgressLine::draw(const std::string& text) {
+  // Failures are ignored: a closed terminal is no reason to stop a run.
+  std::fputs(text.c_str(), stream_);
+  std::fflush(stream_);
+}
+
+}  // namespace safegrad

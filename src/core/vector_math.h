@@ -1,0 +1,53 @@
+// vector_math.h: scalar formulas that CPU loops vectorise over and GPU kernels call per element.
+#pragma once
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "core/random.h"  // SAFEGRAD_HOST_DEVICE
+
+namespace safegrad {
+
+/// eˣ for x <= 88, about 1 ulp, branch-free so that loops over it vectorise; below -87.3 it returns
+/// about 1e-38. x = n ln 2 + r, |r| <= ln 2 / 2; eʳ by its Taylor polynomial of degree 7 (next term
+/// < 6e-9); times 2ⁿ through the exponent bits.
+SAFEGRAD_HOST_DEVICE inline float exp_f32(float x) {
+  constexpr float kLog2e = 1.44269504088896341f;
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  constexpr float kRound =
+      12582912.0f;  // 1.5 * 2²³: adding and subtracting it rounds to an integer
+  x = x < -87.3f ? -87.3f : x;
+  const float n = (x * kLog2e + kRound) - kRound;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+}
+
+/// 1 / (1 + e⁻ˣ).
+SAFEGRAD_HOST_DEVICE inline float sigmoid_f32(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x;
+  return 1.0f / (1.0f + exp_f32(-clamped));
+}
+
+/// One element of AdamW (Loshchilov & Hutter, arXiv:1711.05101), in the order of torch.optim.AdamW.
+struct AdamW {
+  float beta1, beta2, eps;
+  float step_size;         ///< lr / (1 - beta1^t)
+  float inverse_sqrt_bc2;  ///< 1 / sqrt(1 - beta2^t)
+  float decay;             ///< 1 - lr * weight_decay
+
+  SAFEGRAD_HOST_DEVICE void operator()(float g, float& m, float& v, float& p) const {
+    m = m + (1.0f - beta1) * (g - m);
+    v = beta2 * v + (1.0f - beta2) * g * g;
+    p = p * decay - step_size * m / (std::sqrt(v) * inverse_sqrt_bc2 + eps);
+  }
+};
+
+}  // namespace safegrad

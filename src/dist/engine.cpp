@@ -1,0 +1,252 @@
+#include "dist/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <ATen/ATen.h>
+
+#include "core/error.h"
+#include "core/head_loss.h"
+
+namespace safegrad::dist {
+
+/// Gathers units in the order of their use, one ahead.
+class Engine::GatherQueue {
+ public:
+  GatherQueue(std::vector<ShardedUnit*> order, PhaseClock& clock)
+      : order_(std::move(order)), clock_(clock) {
+    start_next();
+  }
+
+  /// The next `count` units of the order, readable; the one after them is on its way. The caller
+  /// releases them.
+  void next(size_t count = 1) {
+    clock_.enter(Phase::gather);
+    while (started_ < used_ + count) start_next();
+    for (size_t i = 0; i < count; ++i) order_[used_++]->finish_gather();
+    start_next();
+  }
+
+ private:
+  void start_next() {
+    if (started_ >= order_.size()) return;
+    order_[started_++]->start_gather();
+  }
+
+  std::vector<ShardedUnit*> order_;
+  PhaseClock& clock_;
+  size_t started_ = 0, used_ = 0;
+};
+
+/// Per block: what its backward needs, or only its input where it is recomputed.
+struct Engine::Kept {
+  std::vector<at::Tensor> inputs;
+  std::vector<std::unique_ptr<Activations>> activations;
+};
+
+Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
+    : model_(model), mesh_(mesh), options_(std::move(options)) {
+  units_.reserve(model_.units().size());
+  for (const Unit& unit : model_.units()) {
+    units_.emplace_back(unit, objectives(), options_.sharding, mesh_, pool_);
+  }
+  if (options_.keep_reference_head && model_.head().trainable) {
+    frozen_head_ = std::make_unique<Parameter>(model_.head());
+    frozen_head_->trainable = false;
+    frozen_head_unit_ =
+        std::make_unique<ShardedUnit>(Unit{"reference head", {frozen_head_.get()}, false},
+                                      objectives(), options_.sharding, mesh_, pool_);
+  }
+}
+
+void Engine::load(const WeightSource& weights) {
+  for (ShardedUnit& unit : units_) unit.load(weights);
+  if (frozen_head_unit_) frozen_head_unit_->load(weights);
+}
+
+uint64_t Engine::fingerprint() {
+  uint64_t sum = 0;
+  for (const ShardedUnit& unit : units_) sum += unit.fingerprint();
+  const auto all = mesh_.shard_group().all_gather_words(std::span(&sum, 1));
+  uint64_t total = 0;
+  for (uint64_t part : all) total += part;
+  return total;
+}
+
+void Engine::begin_step() {
+  clock_.enter(Phase::gather);
+  for (ShardedUnit& unit : units_) {
+    if (unit.unit().resident) unit.finish_gather();
+  }
+}
+
+void Engine::end_step() {
+  clock_.enter(Phase::reduce);
+  for (ShardedUnit& unit : units_) {
+    if (!unit.unit().resident) continue;
+    unit.start_reduce();
+    unit.finish_reduce();
+    unit.release();
+  }
+  for (ShardedUnit& unit : units_) unit.reduce_replicas();
+}
+
+void Engine::release_resident() {
+  for (ShardedUnit& unit : units_) {
+    if (unit.unit().resident) unit.release();
+  }
+}
+
+std::vector<ShardedUnit*> Engine::head_group() {
+  std::vector<ShardedUnit*> group;
+  for (size_t i : model_.head_units()) group.push_back(&units_[i]);
+  if (frozen_head_unit_) group.push_back(frozen_head_unit_.get());
+  return group;
+}
+
+Parameter& Engine::reference_head() {
+  return frozen_head_ ? *frozen_head_ : model_.head();
+}
+
+at::Tensor Engine::run_blocks(const PackedBatch& batch, GatherQueue& gathers, int64_t lowest_kept,
+                              Kept* kept) {
+  gathers.next();
+  clock_.enter(Phase::forward);
+  at::Tensor x = model_.embed(batch);
+  units_[model_.embedding_unit()].release();
+  for (int64_t b = 0; b < model_.blocks(); ++b) {
+    gathers.next();
+    clock_.enter(Phase::forward);
+    std::unique_ptr<Activations> activations;
+    const bool keep = kept && b >= lowest_kept;
+    if (keep) kept->inputs[static_cast<size_t>(b)] = x;
+    const bool keep_all = keep && options_.recompute == Recompute::none;
+    x = model_.forward_block(b, x, batch, keep_all ? &activations : nullptr);
+    if (keep_all) kept->activations[static_cast<size_t>(b)] = std::move(activations);
+    units_[model_.block_unit(b)].release();
+  }
+  return x;
+}
+
+double Engine::score(const PackedBatch& batch, size_t k, const at::Tensor& h, at::Tensor& dh) {
+  const int64_t begin = batch.scored_segments[k], rows = batch.scored_segments[k + 1] - begin;
+  const at::Tensor h_k = h.narrow(0, begin, rows);
+  at::Tensor dh_k = dh.narrow(0, begin, rows);
+  if (options_.losses[k] == Loss::kl) {
+    return kl_head(h_k, batch.reference_hidden, model_.head(), reference_head().value, k, dh_k);
+  }
+  return cross_entropy_head(h_k, batch.targets.narrow(0, begin, rows), model_.head(), k, dh_k);
+}
+
+// dx [T, D] of the last block's output. Logits exist only for scored rows, a chunk at a time.
+at::Tensor Engine::head_forward_backward(const PackedBatch& batch, const at::Tensor& x,
+                                         GatherQueue& gathers, PassSums& sums) {
+  const auto group = head_group();
+  gathers.next(group.size());
+  clock_.enter(Phase::head);
+  for (size_t i : model_.head_units()) units_[i].lend_gradients(active_, first_);
+  const at::Tensor x_scored = x.index_select(0, batch.scored);
+  const at::Tensor h = model_.final_norm(x_scored);
+  at::Tensor dh = at::empty_like(h);
+  for (size_t k : active_) sums.loss[k] = score(batch, k, h, dh);
+  at::Tensor dx = at::zeros_like(x);
+  dx.index_copy_(0, batch.scored, model_.final_norm_backward(x_scored, dh, batch.scored_segments));
+  for (ShardedUnit* unit : group) unit->release();
+  return dx;
+}
+
+void Engine::blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kept& kept,
+                             at::Tensor dx) {
+  const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
+  for (int64_t b = model_.blocks() - 1; b >= lowest; --b) {
+    ShardedUnit& unit = units_[model_.block_unit(b)];
+    gathers.next();
+    clock_.enter(Phase::backward);
+    auto& activations = kept.activations[static_cast<size_t>(b)];
+    if (!activations)
+      model_.forward_block(b, kept.inputs[static_cast<size_t>(b)], batch, &activations);
+    kept.inputs[static_cast<size_t>(b)].reset();
+    unit.lend_gradients(active_, first_);
+    const bool need_dx = b > lowest || model_.lowest_trainable_block() < 0;
+    dx = model_.backward_block(b, std::move(activations), std::move(dx), batch, need_dx);
+    unit.release();
+    clock_.enter(Phase::reduce);
+    unit.start_reduce();
+    if (reducing_) reducing_->finish_reduce();
+    reducing_ = &unit;
+  }
+  clock_.enter(Phase::backward);
+  if (model_.lowest_trainable_block() < 0) {
+    units_[model_.embedding_unit()].lend_gradients(active_, first_);  // tied: the head's buffer
+    model_.embed_backward(batch, dx);
+  }
+}
+
+PassSums Engine::forward_backward(const PackedBatch& batch, const std::vector<size_t>& active,
+                                  bool first) {
+  active_ = active;
+  first_ = first;
+  const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
+  std::vector<ShardedUnit*> order = {&units_[model_.embedding_unit()]};
+  for (int64_t b = 0; b < model_.blocks(); ++b) order.push_back(&units_[model_.block_unit(b)]);
+  for (ShardedUnit* unit : head_group()) order.push_back(unit);
+  for (int64_t b = model_.blocks() - 1; b >= lowest; --b)
+    order.push_back(&units_[model_.block_unit(b)]);
+  GatherQueue gathers(std::move(order), clock_);
+
+  if (model_.adapter_unit() >= 0)
+    units_[static_cast<size_t>(model_.adapter_unit())].lend_gradients(active_, first_);
+  PassSums sums{std::vector<double>(objectives(), 0.0), model_.flops(batch).total()};
+  Kept kept;
+  kept.inputs.resize(static_cast<size_t>(model_.blocks()));
+  kept.activations.resize(static_cast<size_t>(model_.blocks()));
+  at::Tensor x = run_blocks(batch, gathers, lowest, &kept);
+  at::Tensor dx = head_forward_backward(batch, x, gathers, sums);
+  x.reset();
+  for (size_t k : active_) {
+    if (options_.losses[k] != Loss::kl) continue;
+    const int64_t rows = batch.scored_segments[k + 1] - batch.scored_segments[k];
+    sums.flops += 2.0 * static_cast<double>(rows * reference_head().numel());
+  }
+  blocks_backward(batch, gathers, kept, std::move(dx));
+
+  // The head's gradients (and a tied embedding's, complete only now) are reduced last.
+  clock_.enter(Phase::reduce);
+  std::vector<size_t> last = model_.head_units();
+  const size_t embedding = model_.embedding_unit();
+  const bool separate_embedding = std::find(last.begin(), last.end(), embedding) == last.end();
+  for (size_t i : last) units_[i].start_reduce();
+  if (reducing_) reducing_->finish_reduce();
+  reducing_ = nullptr;
+  for (size_t i : last) units_[i].finish_reduce();
+  if (separate_embedding) {
+    units_[embedding].start_reduce();
+    units_[embedding].finish_reduce();
+  }
+  clock_.enter(Phase::other);
+  return sums;
+}
+
+at::Tensor Engine::hidden(const PackedBatch& batch) {
+  std::vector<ShardedUnit*> order = {&units_[model_.embedding_unit()]};
+  for (int64_t b = 0; b < model_.blocks(); ++b) order.push_back(&units_[model_.block_unit(b)]);
+  const size_t norm_unit = model_.head_units().back();
+  order.push_back(&units_[norm_unit]);
+  GatherQueue gathers(std::move(order), clock_);
+  const at::Tensor x = run_blocks(batch, gathers, 0, nullptr);
+  gathers.next();
+  const at::Tensor h = model_.final_norm(x.index_select(0, batch.scored));
+  units_[norm_unit].release();
+  clock_.enter(Phase::other);
+  return h;
+}
+
+void Engine::with_head(const std::function<void(Parameter&, Parameter&)>& use) {
+  const auto group = head_group();
+  for (ShardedUnit* unit : group) unit->start_gather();
+  for (ShardedUnit* unit : group) unit->finish_gather();
+  use(model_.head(), reference_head());
+  for (ShardedUnit* unit : group) unit->release();
+}
+
+}  // namespace safegrad::dist

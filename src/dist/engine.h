@@ -1,0 +1,99 @@
+// engine.h: forward and backward of a sharded model, unit by unit: gather → run → release, and
+// reduce behind the backward.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "core/causal_lm.h"
+#include "core/config.h"
+#include "dist/buffer_pool.h"
+#include "dist/mesh.h"
+#include "dist/phase_clock.h"
+#include "dist/sharded_unit.h"
+
+namespace safegrad::dist {
+
+/// How one objective is scored.
+enum class Loss { cross_entropy, kl };
+
+struct EngineOptions {
+  std::vector<Loss> losses = {Loss::cross_entropy};  ///< one per objective
+  bool keep_reference_head = false;  ///< a frozen copy of the head where the head trains, for KL
+  ShardingOptions sharding;
+  Recompute recompute = Recompute::none;
+};
+
+/// What one micro-batch added on this rank.
+struct PassSums {
+  std::vector<double> loss;  ///< per objective, summed over scored positions
+  double flops = 0;  ///< necessary matrix products (design §2), the reference head included
+};
+
+/// Owns the sharded units of a model and the schedule of their gathers and reductions. Every rank
+/// calls the same functions in the same order, also with an empty batch. The next unit's gather is
+/// under way while a unit runs; a unit's reduce-scatters are under way during the backward of the
+/// next. Fully sharded, a step gathers each block twice (forward, backward) and reduces it once per
+/// objective; a tied embedding is gathered for the lookup and for the head.
+class Engine {
+ public:
+  Engine(CausalLM& model, Mesh& mesh, EngineOptions options);
+
+  /// Reads every parameter's range of this rank; keeps a frozen copy of the head for the KL where
+  /// the head trains.
+  void load(const WeightSource& weights);
+  /// Content hash of the weights, the same for every sharding. Communicates (one gather of words).
+  uint64_t fingerprint();
+
+  CausalLM& model() { return model_; }
+  std::vector<ShardedUnit>& units() { return units_; }
+  const std::vector<ShardedUnit>& units() const { return units_; }
+  BufferPool& pool() { return pool_; }
+  PhaseClock& clock() { return clock_; }
+  size_t objectives() const { return options_.losses.size(); }
+  at::ScalarType compute_dtype() const { return options_.sharding.compute_dtype; }
+
+  /// Brackets the micro-batches of a step: resident units are gathered, and reduced after the last.
+  void begin_step();
+  void end_step();
+  /// Releases what begin_step gathered, where no gradient was computed in between.
+  void release_resident();
+
+  /// One pass, two gradients: forward and backward of all objectives in `active` (those of the
+  /// batch), gradients into the units. `first`: the step's first contribution of these objectives.
+  PassSums forward_backward(const PackedBatch& batch, const std::vector<size_t>& active,
+                            bool first);
+
+  /// Forward only. h [S, D]: final-normed hidden states of the scored rows.
+  at::Tensor hidden(const PackedBatch& batch);
+  /// Runs `use` with the output matrix gathered (and the reference's, where the head trains).
+  void with_head(const std::function<void(Parameter& head, Parameter& reference_head)>& use);
+
+ private:
+  class GatherQueue;
+  struct Kept;
+  at::Tensor run_blocks(const PackedBatch& batch, GatherQueue& gathers, int64_t lowest_kept,
+                        Kept* kept);
+  at::Tensor head_forward_backward(const PackedBatch& batch, const at::Tensor& x,
+                                   GatherQueue& gathers, PassSums& sums);
+  void blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kept& kept, at::Tensor dx);
+  double score(const PackedBatch& batch, size_t objective, const at::Tensor& h, at::Tensor& dh);
+  std::vector<ShardedUnit*> head_group();
+  Parameter& reference_head();
+
+  CausalLM& model_;
+  Mesh& mesh_;
+  EngineOptions options_;
+  BufferPool pool_;
+  PhaseClock clock_;
+  std::vector<ShardedUnit> units_;
+  std::unique_ptr<Parameter> frozen_head_;  // p_ref's output matrix where the head trains
+  std::unique_ptr<ShardedUnit> frozen_head_unit_;
+  ShardedUnit* reducing_ = nullptr;  // its reduce-scatters are under way
+  std::vector<size_t> active_;
+  bool first_ = true;
+};
+
+}  // namespace safegrad::dist

@@ -1,0 +1,25 @@
+#include "dist/mesh.h"
+
+#include <utility>
+
+#include "core/error.h"
+
+namespace safegrad::dist {
+
+void Mesh::check(int64_t ranks, int64_t shards) {
+  if (shards == 0) return;
+  SAFEGRAD_CHECK(shards <= ranks && ranks % shards == 0, InputError,
+                 "parallel.shards is {}, which does not divide the {} ranks that were started; "
+                 "allowed: all, or a "
+                 "divisor of {}",
+                 shards, ranks, ranks);
+}
+
+Mesh::Mesh(std::unique_ptr<Communicator> world, int64_t shards) : world_(std::move(world)) {
+  check(world_->size(), shards);
+  if (shards == 0) shards = world_->size();
+  shard_group_ = world_->split(static_cast<int>(world_->rank() / shards));
+  replica_group_ = world_->split(static_cast<int>(world_->rank() % shards));
+}
+
+}  // namespace safegrad::dist

@@ -1,0 +1,274 @@
+#include "dist/sharded_unit.h"
+
+#include <algorithm>
+#include <bit>
+
+#include <ATen/ATen.h>
+
+#include "core/error.h"
+#include "core/random.h"
+
+namespace safegrad::dist {
+namespace {
+
+std::vector<Parameter*> select(const Unit& unit, bool trainable) {
+  std::vector<Parameter*> chosen;
+  for (Parameter* p : unit.parameters) {
+    if (p->trainable == trainable) chosen.push_back(p);
+  }
+  return chosen;
+}
+
+uint64_t hash_name(const std::string& name) {
+  uint64_t h = 0;
+  for (char c : name) h = mix64(h, static_cast<unsigned char>(c));
+  return h;
+}
+
+}  // namespace
+
+FlatGroup::FlatGroup(std::vector<Parameter*> parameters, int rank, int ranks)
+    : parameters_(std::move(parameters)), ranks_(ranks) {
+  for (const Parameter* p : parameters_) {
+    offsets_.push_back(used_);
+    used_ += p->numel();
+  }
+  shard_numel_ = (used_ + ranks - 1) / ranks;
+  const int64_t shard_begin = rank * shard_numel_, shard_end = shard_begin + shard_numel_;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const int64_t begin = std::max(offsets_[i], shard_begin);
+    const int64_t end = std::min(offsets_[i] + parameters_[i]->numel(), shard_end);
+    if (begin >= end) continue;
+    overlaps_.push_back(
+        {parameters_[i], begin - offsets_[i], end - offsets_[i], begin - shard_begin});
+  }
+}
+
+void FlatGroup::view_values(const at::Tensor& full) const {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    Parameter& p = *parameters_[i];
+    p.value = full.defined() ? full.narrow(0, offsets_[i], p.numel()).view(p.shape) : at::Tensor();
+  }
+}
+
+void FlatGroup::view_gradients(size_t k, const at::Tensor& full) const {
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    Parameter& p = *parameters_[i];
+    if (p.grads.size() <= k) {
+      p.grads.resize(k + 1);
+      p.fresh.resize(k + 1, false);
+    }
+    p.grads[k] =
+        full.defined() ? full.narrow(0, offsets_[i], p.numel()).view(p.shape) : at::Tensor();
+  }
+}
+
+void FlatGroup::zero_padding(at::Tensor& full) const {
+  if (numel() > used_) full.narrow(0, used_, numel() - used_).zero_();
+}
+
+ShardedUnit::ShardedUnit(const Unit& unit, size_t objectives, const ShardingOptions& options,
+                         Mesh& mesh, BufferPool& pool)
+    : unit_(unit),
+      options_(options),
+      mesh_(mesh),
+      pool_(pool),
+      trainable_{FlatGroup(select(unit, true), mesh.shard_group().rank(), mesh.shards()),
+                 {},
+                 {},
+                 mesh.shards() > 1,
+                 {}},
+      frozen_{options.replicate_frozen
+                  ? FlatGroup(select(unit, false), 0, 1)
+                  : FlatGroup(select(unit, false), mesh.shard_group().rank(), mesh.shards()),
+              {},
+              {},
+              mesh.shards() > 1 && !options.replicate_frozen,
+              {}},
+      accumulated_(objectives),
+      gradient_full_(objectives) {
+  if (trains()) {
+    const int64_t n = trainable_.group.shard_numel();
+    master_ = at::zeros({n}, at::kFloat);
+    m_ = at::zeros({n}, at::kFloat);
+    v_ = at::zeros({n}, at::kFloat);
+    for (at::Tensor& a : accumulated_) a = at::zeros({n}, at::kFloat);
+    trainable_.shard =
+        options.compute_dtype == at::kFloat ? master_ : at::zeros({n}, options.compute_dtype);
+  }
+  if (!frozen_.group.empty()) {
+    frozen_.shard = at::zeros({frozen_.group.shard_numel()}, options.compute_dtype);
+  }
+}
+
+void ShardedUnit::load(const WeightSource& weights) {
+  auto read = [&](const FlatGroup& group, at::Tensor& destination) {
+    for (const FlatGroup::Overlap& o : group.overlaps()) {
+      // A parameter's pieces are whole rows, one below the other.
+      const int64_t row = o.parameter->numel() / o.parameter->shape[0];
+      for (const Piece& piece : o.parameter->pieces) {
+        const int64_t first = piece.row * row, last = first + piece.rows * row;
+        const int64_t begin = std::max(o.begin, first), end = std::min(o.end, last);
+        if (begin >= end) continue;
+        weights.read(piece.name, begin - first, end - first,
+                     destination.data_ptr<float>() + o.offset + (begin - o.begin));
+      }
+    }
+  };
+  if (trains()) {
+    read(trainable_.group, master_);
+    if (!trainable_.shard.is_same(master_)) trainable_.shard.copy_(master_);
+  }
+  if (frozen_.group.empty()) return;
+  if (options_.compute_dtype == at::kFloat) {
+    read(frozen_.group, frozen_.shard);
+  } else {
+    at::Tensor staging = at::zeros({frozen_.group.shard_numel()}, at::kFloat);
+    read(frozen_.group, staging);
+    frozen_.shard.copy_(staging);
+  }
+}
+
+uint64_t ShardedUnit::fingerprint() const {
+  uint64_t sum = 0;
+  auto add = [&](const FlatGroup& group, const at::Tensor& values) {
+    for (const FlatGroup::Overlap& o : group.overlaps()) {
+      const uint64_t seed = hash_name(o.parameter->name);
+      const at::Tensor slice = values.narrow(0, o.offset, o.end - o.begin).to(at::kFloat);
+      const float* x = slice.const_data_ptr<float>();
+      for (int64_t i = 0; i < o.end - o.begin; ++i) {
+        sum += mix64(seed + static_cast<uint64_t>(o.begin + i), std::bit_cast<uint32_t>(x[i]));
+      }
+    }
+  };
+  if (trains()) add(trainable_.group, master_);
+  // Replicated weights are on every rank: the first one speaks for all.
+  const bool speaks = frozen_.sharded || mesh_.shard_group().rank() == 0;
+  if (!frozen_.group.empty() && speaks) add(frozen_.group, frozen_.shard);
+  return sum;
+}
+
+void ShardedUnit::start_gather(Part& part) {
+  if (part.group.empty()) return;
+  if (part.sharded) {
+    part.full = pool_.take(part.group.numel(), options_.compute_dtype);
+    part.work = mesh_.shard_group().all_gather(part.full, part.shard);
+  } else {
+    part.full = part.shard;
+  }
+}
+
+void ShardedUnit::start_gather() {
+  if (gathered_ || gathering_) return;
+  start_gather(trainable_);
+  start_gather(frozen_);
+  gathering_ = true;
+}
+
+void ShardedUnit::finish_gather() {
+  if (gathered_) return;
+  start_gather();
+  for (Part* part : {&trainable_, &frozen_}) {
+    if (part->work) part->work->wait();
+    part->work.reset();
+    if (!part->group.empty()) part->group.view_values(part->full);
+  }
+  gathered_ = true;
+  gathering_ = false;
+}
+
+void ShardedUnit::release(Part& part) {
+  if (part.group.empty()) return;
+  part.group.view_values({});
+  if (part.sharded) pool_.give_back(std::move(part.full));
+  part.full = at::Tensor();
+}
+
+void ShardedUnit::release() {
+  if (!gathered_) return;
+  release(trainable_);
+  release(frozen_);
+  gathered_ = false;
+}
+
+// With one shard in the master's own dtype, layers write straight into the accumulators.
+bool ShardedUnit::lends_accumulators() const {
+  return !trainable_.sharded && options_.compute_dtype == at::kFloat;
+}
+
+void ShardedUnit::lend_gradients(const std::vector<size_t>& active, bool first) {
+  if (!trains()) return;
+  for (size_t k : active) {
+    if (gradient_full_[k].defined()) continue;  // a resident unit keeps adding until the step ends
+    active_.push_back(k);
+    first_ = first;
+    gradient_full_[k] = lends_accumulators()
+                            ? accumulated_[k]
+                            : pool_.take(trainable_.group.numel(), options_.compute_dtype);
+    trainable_.group.zero_padding(gradient_full_[k]);
+    trainable_.group.view_gradients(k, gradient_full_[k]);
+    for (Parameter* p : trainable_.group.parameters()) p->fresh[k] = !lends_accumulators() || first;
+  }
+}
+
+void ShardedUnit::start_reduce() {
+  if (!trains()) return;
+  for (Parameter* p : trainable_.group.parameters()) p->settle();
+  for (size_t k : active_) {
+    trainable_.group.view_gradients(k, {});
+    at::Tensor buffer = std::move(gradient_full_[k]);
+    gradient_full_[k] = at::Tensor();
+    if (lends_accumulators()) continue;
+    if (buffer.scalar_type() != options_.reduce_dtype) {
+      at::Tensor converted = pool_.take(buffer.numel(), options_.reduce_dtype);
+      converted.copy_(buffer);
+      pool_.give_back(std::move(buffer));
+      buffer = std::move(converted);
+    }
+    Reduction reduction{k, std::move(buffer), {}, {}};
+    const bool direct = first_ && options_.reduce_dtype == at::kFloat;
+    reduction.output = direct ? accumulated_[k]
+                              : pool_.take(trainable_.group.shard_numel(), options_.reduce_dtype);
+    reduction.work = mesh_.shard_group().reduce_scatter(reduction.output, reduction.input);
+    reductions_.push_back(std::move(reduction));
+  }
+  active_.clear();
+}
+
+void ShardedUnit::finish_reduce() {
+  for (Reduction& r : reductions_) {
+    r.work->wait();
+    pool_.give_back(std::move(r.input));
+    at::Tensor& sum = accumulated_[r.objective];
+    if (r.output.is_same(sum)) continue;
+    if (first_) {
+      sum.copy_(r.output);
+    } else {
+      sum.add_(r.output);
+    }
+    pool_.give_back(std::move(r.output));
+  }
+  reductions_.clear();
+}
+
+void ShardedUnit::reduce_replicas() {
+  if (!trains() || mesh_.replicas() == 1) return;
+  for (at::Tensor& a : accumulated_) mesh_.replica_group().all_reduce(a);
+}
+
+void ShardedUnit::add_inner_products(Gram& gram) const {
+  if (trains()) safegrad::add_inner_products(accumulated_, gram);
+}
+
+void ShardedUnit::update(const std::vector<double>& coefficients, const AdamW& adamw) {
+  if (!trains()) return;
+  AdamW undecayed = adamw;
+  undecayed.decay = 1.0f;
+  for (const FlatGroup::Overlap& o : trainable_.group.overlaps()) {
+    fused_update(accumulated_, coefficients, o.parameter->shape.size() > 1 ? adamw : undecayed,
+                 o.offset, o.offset + (o.end - o.begin), master_, m_, v_);
+  }
+  if (!trainable_.shard.is_same(master_)) trainable_.shard.copy_(master_);
+}
+
+}  // namespace safegrad::dist

@@ -1,0 +1,363 @@
+#include "dist/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "core/error.h"
+#include "core/gemm_rate.h"
+#include "core/schedule.h"
+
+namespace safegrad::dist {
+namespace {
+
+at::ScalarType scalar_type(ComputeDtype dtype) {
+  return dtype == ComputeDtype::bfloat16 ? at::kBFloat16 : at::kFloat;
+}
+
+bool any_likelihood_probe(const RunData& data) {
+  return std::any_of(data.probes.begin(), data.probes.end(),
+                     [](const auto& file) { return !file->has_choices(); });
+}
+
+EngineOptions engine_options(const RunConfig& config, const RunData& data) {
+  EngineOptions options;
+  const bool kl = data.align && config.objective.align_loss == AlignLoss::kl;
+  if (data.align) options.losses.push_back(kl ? Loss::kl : Loss::cross_entropy);
+  options.keep_reference_head = kl || any_likelihood_probe(data);
+  options.sharding = {scalar_type(config.model.dtype), scalar_type(config.parallel.reduce_dtype),
+                      config.parallel.frozen == FrozenWeights::replicated};
+  options.recompute = config.parallel.recompute;
+  return options;
+}
+
+int64_t task_samples(const RunConfig& config, const RunData& data) {
+  return config.train.steps ? 0 : config.train.epochs.value_or(1) * data.task->size();
+}
+
+int64_t count_steps(const RunConfig& config, const RunData& data) {
+  if (config.train.steps) return *config.train.steps;
+  return (task_samples(config, data) + config.batch.task_sequences - 1) /
+         config.batch.task_sequences;
+}
+
+std::vector<ObjectiveData> objective_data(const RunConfig& config, const RunData& data) {
+  std::vector<ObjectiveData> objectives = {{data.task.get(), false, {}}};
+  if (data.align) {
+    const bool all = config.objective.align_loss == AlignLoss::kl &&
+                     config.objective.kl_positions == KlPositions::all;
+    objectives.push_back({data.align.get(), all, {}});
+  }
+  return objectives;
+}
+
+Planner make_planner(const RunConfig& config, const RunData& data,
+                     const std::vector<ObjectiveData>& objectives, CausalLM& model, int64_t ranks) {
+  std::vector<Stream> streams;
+  for (const ObjectiveData& objective : objectives) {
+    Stream stream;
+    for (int64_t i = 0; i < objective.file->size(); ++i) {
+      stream.lengths.push_back(objective.file->length(i));
+      stream.scored.push_back(scored_rows(objective, i));
+    }
+    stream.per_step = streams.empty() ? config.batch.task_sequences : config.batch.align_sequences;
+    streams.push_back(std::move(stream));
+  }
+  double block_weights = 0;
+  for (int64_t b = 0; b < model.blocks(); ++b) {
+    for (const Parameter* p : model.units()[model.block_unit(b)].parameters) {
+      block_weights += static_cast<double>(p->numel());
+    }
+  }
+  return Planner(std::move(streams), ranks, config.batch.max_tokens_per_rank, config.train.seed,
+                 task_samples(config, data),
+                 static_cast<double>(model.head().numel()) / block_weights);
+}
+
+}  // namespace
+
+RunData open_data(const RunConfig& config, const CausalLM& model,
+                  const std::string& tokenizer_sha256, std::vector<std::string>& warnings) {
+  const TokenFileExpectation expected{tokenizer_sha256, model.vocab_size(), model.max_positions()};
+  auto open = [&](const std::string& path) {
+    return std::make_shared<const TokenFile>(path, expected, warnings);
+  };
+  RunData data;
+  if (!config.data.task.empty()) data.task = open(config.data.task);
+  if (config.batch.align_sequences > 0) data.align = open(config.data.align);
+  for (const ProbeConfig& probe : config.probe) data.probes.push_back(open(probe.file));
+  return data;
+}
+
+/// One step's sums over all ranks.
+struct Trainer::Totals {
+  std::vector<double> loss;
+  double flops = 0;
+  bool finite = true;
+};
+
+Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& weights,
+                 const RunData& data, Mesh& mesh)
+    : config_(config),
+      mesh_(mesh),
+      data_(data),
+      engine_(model, mesh, engine_options(config, data)),
+      objectives_(objective_data(config, data)),
+      total_steps_(count_steps(config, data)),
+      planner_(make_planner(config, data, objectives_, model, mesh.world().size())),
+      rule_{config.objective.rule, config.objective.rho, config.objective.cagrad_c},
+      gram_(engine_.objectives()) {
+  agree(mesh_.world(), [&] { engine_.load(weights); });
+  const uint64_t fingerprint = engine_.fingerprint();
+  auto reference = [&](const ObjectiveData& objective) {
+    references_.push_back(std::make_shared<const ReferenceCache>(
+        engine_, mesh_, objective, fingerprint, config_.batch.max_tokens_per_rank,
+        config_.output + "/reference"));
+    return references_.back();
+  };
+  if (data_.align && config_.objective.align_loss == AlignLoss::kl) {
+    objectives_[1].reference = [cache = reference(objectives_[1])](int64_t sample) {
+      return cache->rows(sample);
+    };
+  }
+  for (size_t i = 0; i < config_.probe.size(); ++i) {
+    const auto& file = data_.probes[i];
+    probes_.emplace_back(
+        config_.probe[i].name, file,
+        file->has_choices() ? nullptr : reference(ObjectiveData{file.get(), false, {}}),
+        config_.probe[i].every_steps);
+  }
+  if (config_.objective.gradients == GradientMode::one_pass) {
+    passes_.emplace_back();
+    for (size_t k = 0; k < objectives_.size(); ++k) passes_[0].push_back(k);
+  } else {
+    for (size_t k = 0; k < objectives_.size(); ++k) passes_.push_back({k});
+  }
+  mesh_.world().barrier();
+  const double own_rate = measure_gemm_rate(config_.model.dtype);
+  gemm_rate_ = 0;
+  for (double rate : all_gather_doubles(mesh_.world(), std::span(&own_rate, 1))) gemm_rate_ += rate;
+}
+
+StepRecord Trainer::step(int64_t index) {
+  const auto start = std::chrono::steady_clock::now();
+  engine_.clock().take();
+  const StepPlan plan = planner_.plan(index);
+  const std::vector<double> tokens = scored_tokens(plan);
+
+  const PassSums sums = accumulate(plan, index);
+  const Totals totals = reduce(sums);
+  engine_.clock().enter(Phase::surgery);
+  for (size_t i = 0; i < gram_.size; ++i) {
+    for (size_t j = 0; j < gram_.size; ++j) gram_.at(i, j) /= tokens[i] * tokens[j];
+  }
+  StepRecord record;
+  record.skipped = !totals.finite;
+  if (!record.skipped) {
+    coefficients_ = combine(gram_, rule_);
+    record.grad_norm = combined_norm(gram_, coefficients_);
+    record.clip = clip_factor(record.grad_norm, config_.optimizer.clip_norm);
+    update(index, record.clip, tokens);
+  }
+
+  record.loss_task = totals.loss[0] / tokens[0];
+  if (objectives_.size() > 1) record.loss_align = totals.loss[1] / tokens[1];
+  describe(record, plan, index);
+  const auto phases = engine_.clock().take();
+  for (size_t p = 0; p < phases.size(); ++p) record.phase_seconds[kPhaseNames[p]] = phases[p];
+  record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  record.tokens_per_s =
+      static_cast<double>(record.task_tokens + record.align_tokens) / record.seconds;
+  record.speed_of_light = totals.flops / gemm_rate_ / record.seconds;
+  return record;
+}
+
+// Gradients are summed over tokens, micro-batches and ranks; division by the token counts comes
+// later, in the Gram matrix and the coefficients. So no assignment of sequences to ranks or
+// micro-batches changes the result.
+PassSums Trainer::accumulate(const StepPlan& plan, int64_t index) {
+  PassSums total{std::vector<double>(objectives_.size(), 0.0), 0.0};
+  engine_.begin_step();
+  bool first = true;
+  for (const auto& micro_batch : plan.assignment) {
+    const auto& draws = micro_batch[static_cast<size_t>(mesh_.world().rank())];
+    for (const std::vector<size_t>& active : passes_) {
+      const PassSums sums = engine_.forward_backward(pack_for(draws, active, index), active, first);
+      for (size_t k = 0; k < total.loss.size(); ++k) total.loss[k] += sums.loss[k];
+      total.flops += sums.flops;
+    }
+    first = false;
+  }
+  engine_.end_step();
+  return total;
+}
+
+PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
+                              int64_t index) const {
+  std::vector<Draw> chosen;
+  for (const Draw& draw : draws) {
+    if (std::find(active.begin(), active.end(), draw.objective) != active.end())
+      chosen.push_back(draw);
+  }
+  const bool dropout = config_.model.lora && config_.model.lora->dropout > 0;
+  return pack(chosen, objectives_, {dropout, config_.train.seed, index});
+}
+
+// The step's only reduction of scalars: every rank's words, summed in rank order, so that all ranks
+// hold the same bits. Inner products are summed over the ranks of one replica (replicas hold the
+// same shards), losses over all ranks.
+Trainer::Totals Trainer::reduce(const PassSums& sums) {
+  engine_.clock().enter(Phase::surgery);
+  const size_t k = gram_.size, per_gram = k * k;
+  const bool per_unit = config_.objective.gram_per_unit;
+  std::vector<Gram> grams(1, Gram(k));
+  for (ShardedUnit& unit : engine_.units()) {
+    Gram own(k);
+    unit.add_inner_products(own);
+    for (size_t i = 0; i < per_gram; ++i) grams[0].values[i] += own.values[i];
+    if (per_unit) grams.push_back(std::move(own));
+  }
+  std::vector<double> words = sums.loss;
+  words.push_back(sums.flops);
+  for (const Gram& g : grams) words.insert(words.end(), g.values.begin(), g.values.end());
+
+  engine_.clock().enter(Phase::wait);
+  const auto all = all_gather_doubles(mesh_.world(), words);
+  engine_.clock().enter(Phase::surgery);
+  std::vector<double> sum(words.size(), 0.0);
+  for (int r = 0; r < mesh_.world().size(); ++r) {
+    for (size_t i = 0; i < words.size(); ++i) {
+      if (i <= k || r < mesh_.shards()) sum[i] += all[static_cast<size_t>(r) * words.size() + i];
+    }
+  }
+  Totals totals;
+  totals.loss.assign(sum.begin(), sum.begin() + static_cast<std::ptrdiff_t>(k));
+  totals.flops = sum[k];
+  totals.finite = std::all_of(sum.begin(), sum.end(), [](double v) { return std::isfinite(v); });
+  auto next = sum.begin() + static_cast<std::ptrdiff_t>(k) + 1;
+  for (Gram& g : grams) {
+    std::copy(next, next + static_cast<std::ptrdiff_t>(per_gram), g.values.begin());
+    next += static_cast<std::ptrdiff_t>(per_gram);
+  }
+  gram_ = grams[0];
+  unit_grams_.assign(grams.begin() + 1, grams.end());
+  return totals;
+}
+
+void Trainer::update(int64_t index, double clip, const std::vector<double>& tokens) {
+  engine_.clock().enter(Phase::optimizer);
+  ++updates_;
+  const OptimizerSection& o = config_.optimizer;
+  const double lr = o.lr * schedule_factor(config_.schedule, index, total_steps_);
+  const auto t = static_cast<double>(updates_);
+  AdamW adamw;
+  adamw.beta1 = static_cast<float>(o.betas[0]);
+  adamw.beta2 = static_cast<float>(o.betas[1]);
+  adamw.eps = static_cast<float>(o.eps);
+  adamw.step_size = static_cast<float>(lr / (1 - std::pow(o.betas[0], t)));
+  adamw.inverse_sqrt_bc2 = static_cast<float>(1 / std::sqrt(1 - std::pow(o.betas[1], t)));
+  adamw.decay = static_cast<float>(1 - lr * o.weight_decay);
+  std::vector<double> per_sum;  // coefficients of the summed, not averaged, gradients
+  for (size_t k = 0; k < coefficients_.size(); ++k)
+    per_sum.push_back(clip * coefficients_[k] / tokens[k]);
+  for (ShardedUnit& unit : engine_.units()) unit.update(per_sum, adamw);
+}
+
+// The authors divide the KL over all positions by the number of response tokens, so the count is of
+// response tokens either way.
+std::vector<double> Trainer::scored_tokens(const StepPlan& plan) const {
+  std::vector<double> tokens(objectives_.size(), 0.0);
+  for (const auto& micro_batch : plan.assignment) {
+    for (const auto& draws : micro_batch) {
+      for (const Draw& draw : draws) {
+        tokens[draw.objective] +=
+            static_cast<double>(objectives_[draw.objective].file->scored(draw.sample));
+      }
+    }
+  }
+  return tokens;
+}
+
+void Trainer::describe(StepRecord& record, const StepPlan& plan, int64_t index) const {
+  record.step = index + 1;
+  int64_t task_draws = 0;
+  for (const auto& micro_batch : plan.assignment) {
+    for (const auto& draws : micro_batch) {
+      for (const Draw& draw : draws) {
+        const int64_t length = objectives_[draw.objective].file->length(draw.sample);
+        (draw.objective == 0 ? record.task_tokens : record.align_tokens) += length;
+        task_draws += draw.objective == 0;
+      }
+    }
+  }
+  const double drawn = static_cast<double>(index * config_.batch.task_sequences + task_draws);
+  record.epoch = drawn / static_cast<double>(data_.task->size());
+  record.lr = config_.optimizer.lr * schedule_factor(config_.schedule, index, total_steps_);
+  record.uu = gram_.at(0, 0);
+  if (!record.skipped) record.c_task = coefficients_[0];
+  if (gram_.size < 2) return;
+  record.ua = gram_.at(0, 1);
+  record.aa = gram_.at(1, 1);
+  record.cosine = cosine(gram_);
+  record.conflict = gram_.at(0, 1) < 0;
+  if (!record.skipped) record.c_align = coefficients_[1];
+  for (size_t u = 0; u < unit_grams_.size(); ++u) {
+    const Gram& g = unit_grams_[u];
+    record.units[engine_.units()[u].unit().name] = {
+        {"uu", g.at(0, 0)}, {"ua", g.at(0, 1)}, {"aa", g.at(1, 1)}};
+  }
+}
+
+std::map<std::string, std::map<std::string, double>> Trainer::run_probes(int64_t finished) {
+  std::map<std::string, std::map<std::string, double>> results;
+  engine_.begin_step();
+  for (const Probe& probe : probes_) {
+    const bool due = finished == total_steps_ ||
+                     (probe.every_steps() > 0 && finished % probe.every_steps() == 0);
+    if (due) results[probe.name()] = probe.run(engine_, mesh_, config_.batch.max_tokens_per_rank);
+  }
+  engine_.release_resident();
+  return results;
+}
+
+void Trainer::export_model(bool merged, ModelSink* sink) {
+  CausalLM& model = engine_.model();
+  engine_.begin_step();
+  agree(mesh_.world(), [&] {
+    if (sink) sink->begin(model.export_entries(merged));
+  });
+  for (size_t u = 0; u < model.units().size(); ++u) {
+    ShardedUnit& unit = engine_.units()[u];
+    unit.finish_gather();
+    agree(mesh_.world(), [&] {
+      if (sink) model.export_unit(u, merged, *sink);
+    });
+    if (!unit.unit().resident) unit.release();
+  }
+  engine_.release_resident();
+  agree(mesh_.world(), [&] {
+    if (sink) sink->finish();
+  });
+}
+
+std::map<std::string, std::map<std::string, double>> evaluate_probes(const RunConfig& config,
+                                                                     CausalLM& model,
+                                                                     const WeightSource& weights,
+                                                                     const RunData& data,
+                                                                     Mesh& mesh) {
+  EngineOptions options;
+  options.sharding.compute_dtype = scalar_type(config.model.dtype);
+  options.sharding.replicate_frozen = config.parallel.frozen == FrozenWeights::replicated;
+  Engine engine(model, mesh, options);
+  agree(mesh.world(), [&] { engine.load(weights); });
+  std::map<std::string, std::map<std::string, double>> results;
+  engine.begin_step();
+  for (size_t i = 0; i < config.probe.size(); ++i) {
+    const Probe probe(config.probe[i].name, data.probes[i], nullptr, 0);
+    results[probe.name()] = probe.run(engine, mesh, config.batch.max_tokens_per_rank);
+  }
+  engine.release_resident();
+  return results;
+}
+
+}  // namespace safegrad::dist

@@ -1,0 +1,94 @@
+// trainer.h: the training step, and what it needs from one step to the next.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/causal_lm.h"
+#include "core/config.h"
+#include "core/metrics.h"
+#include "core/pack.h"
+#include "core/planner.h"
+#include "core/surgery.h"
+#include "core/token_file.h"
+#include "dist/engine.h"
+#include "dist/mesh.h"
+#include "dist/probe.h"
+#include "dist/reference_cache.h"
+
+namespace safegrad::dist {
+
+/// The data of a run, opened and checked.
+struct RunData {
+  std::shared_ptr<const TokenFile> task, align;          ///< align: null with one objective
+  std::vector<std::shared_ptr<const TokenFile>> probes;  ///< in the order of config.probe
+};
+
+/// Opens every token file of the config and checks it against the model. Collective only through
+/// the caller's agree().
+RunData open_data(const RunConfig& config, const CausalLM& model,
+                  const std::string& tokenizer_sha256, std::vector<std::string>& warnings);
+
+/// Trains `model` as `config` says. All ranks construct it and call the same functions. Memory:
+/// shards of master weights, moments and one gradient per objective, plus the engine's buffers.
+class Trainer {
+ public:
+  /// Reads the weights; computes the reference's hidden states where a KL needs them.
+  Trainer(const RunConfig& config, CausalLM& model, const WeightSource& weights,
+          const RunData& data, Mesh& mesh);
+
+  int64_t total_steps() const { return total_steps_; }
+  /// One optimizer step (design §2); `index` counts from 0. One reduction of scalars decides
+  /// everything on every rank.
+  StepRecord step(int64_t index);
+  /// Runs the probes due after `finished` steps (all of them at the end); name -> measures.
+  /// Collective.
+  std::map<std::string, std::map<std::string, double>> run_probes(int64_t finished);
+  /// Streams the model to `sink` (rank 0's; null elsewhere) unit by unit. Collective.
+  void export_model(bool merged, ModelSink* sink);
+
+  Engine& engine() { return engine_; }
+  double gemm_rate() const { return gemm_rate_; }  ///< FLOP/s of all ranks together
+  const Gram& last_gram() const { return gram_; }  ///< of mean gradients
+  const std::vector<double>& last_coefficients() const {
+    return coefficients_;
+  }  ///< before clipping
+
+ private:
+  struct Totals;
+  Totals reduce(const PassSums& sums);
+  PassSums accumulate(const StepPlan& plan, int64_t index);
+  PackedBatch pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
+                       int64_t index) const;
+  void update(int64_t index, double clip, const std::vector<double>& tokens);
+  std::vector<double> scored_tokens(const StepPlan& plan) const;
+  void describe(StepRecord& record, const StepPlan& plan, int64_t index) const;
+
+  const RunConfig config_;
+  Mesh& mesh_;
+  RunData data_;
+  Engine engine_;
+  std::vector<ObjectiveData> objectives_;
+  std::vector<std::shared_ptr<const ReferenceCache>> references_;
+  std::vector<Probe> probes_;
+  std::vector<std::vector<size_t>>
+      passes_;  // objectives of each pass: {{0, 1}} in one, {{0}, {1}} in two
+  int64_t total_steps_;
+  Planner planner_;
+  RuleOptions rule_;
+  double gemm_rate_;     // all ranks together
+  int64_t updates_ = 0;  // steps that were not skipped: AdamW's t
+  Gram gram_;
+  std::vector<Gram> unit_grams_;  // gram_per_unit
+  std::vector<double> coefficients_;
+};
+
+/// Scores a model on the config's probes without training; name -> measures. Files without choices
+/// give their loss alone. Collective.
+std::map<std::string, std::map<std::string, double>> evaluate_probes(const RunConfig& config,
+                                                                     CausalLM& model,
+                                                                     const WeightSource& weights,
+                                                                     const RunData& data,
+                                                                     Mesh& mesh);
+
+}  // namespace safegrad::dist

@@ -1,0 +1,93 @@
+// main.cpp: the command line; starts MPI, runs one command, turns errors into one message and an
+// exit code.
+#include <functional>
+
+#include <ATen/Parallel.h>
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <malloc.h>
+
+#include "commands.h"
+#include "core/error.h"
+#include "dist/job_failed.h"
+#include "dist/mpi_communicator.h"
+
+namespace {
+
+using safegrad::CommandLine;
+
+constexpr const char* kIntroduction =
+    "Fine-tunes a language model on many workers without losing its safety (SafeGrad, "
+    "arXiv:2508.07172).\n\n"
+    "  safegrad check configs/quickstart.yaml                    is the config right?\n"
+    "  mpirun -n 2 safegrad train configs/quickstart.yaml        train on two ranks\n"
+    "  srun --mpi=pmix -n 8 safegrad train my.yaml --set train.seed=1\n\n"
+    "A run folder (config key `output`) receives config.yaml, metrics.jsonl and model/, which "
+    "transformers loads.\n"
+    "Exit codes: 0 done, 1 a mistake in what was given, 2 a failure while running.";
+
+// Large activations are made and freed at every step. Kept in the heap they need no new pages from
+// the kernel each time.
+void keep_freed_memory() {
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+}
+
+void add_options(CLI::App& command, CommandLine& line) {
+  command.add_option("config", line.config, "YAML file; every key is described in docs/config.md")
+      ->required();
+  command
+      .add_option("--set", line.overrides,
+                  "override a key, e.g. --set optimizer.lr=2e-5 (repeatable)")
+      ->type_name("KEY=VALUE")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command.add_flag("-q,--quiet", line.quiet, "print errors only");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  keep_freed_memory();
+  CommandLine line;
+  std::function<void(const CommandLine&, std::unique_ptr<safegrad::dist::Communicator>)> command;
+  CLI::App app(kIntroduction, "safegrad");
+  app.set_version_flag("--version", "safegrad " SAFEGRAD_VERSION);
+  app.require_subcommand(1);
+  auto add = [&](const char* name, const char* text, auto function) {
+    CLI::App* sub = app.add_subcommand(name, text);
+    add_options(*sub, line);
+    sub->callback([&command, function] { command = function; });
+  };
+  add("train", "train as the config says and write the run folder", safegrad::train);
+  add("check", "check the config, the model's and the data's headers; run nothing",
+      safegrad::check);
+  add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    const int code = app.exit(e);
+    return code == 0 ? 0 : 1;
+  }
+
+  safegrad::dist::MpiEnvironment mpi(&argc, &argv);
+  std::unique_ptr<safegrad::dist::Communicator> world;
+  int rank = 0;
+  try {
+    world = safegrad::dist::make_mpi_world();
+    rank = world->rank();
+    command(line, std::move(world));
+    return 0;
+  } catch (const safegrad::dist::JobFailed& e) {
+    if (*e.what()) fmt::print(stderr, "error: {}\n", e.what());
+    return e.exit_code();
+  } catch (const safegrad::Error& e) {
+    fmt::print(stderr, "error: rank {}: {}\n", rank, e.what());
+    std::fflush(stderr);
+    safegrad::dist::abort_job(e.exit_code());
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "error: rank {}: {}\n", rank, e.what());
+    std::fflush(stderr);
+    safegrad::dist::abort_job(2);
+  }
+}

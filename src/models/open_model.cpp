@@ -1,0 +1,79 @@
+#include "models/open_model.h"
+
+#include <filesystem>
+
+#include "core/error.h"
+#include "core/sha256.h"
+#include "models/hf_weights.h"
+#include "models/initial_weights.h"
+
+namespace safegrad::models {
+namespace {
+
+void require_all(const Decoder& decoder, const HfWeights& weights) {
+  for (size_t u = 0; u < decoder.units().size(); ++u) {
+    if (static_cast<int>(u) == decoder.adapter_unit()) continue;
+    for (const Parameter* p : decoder.units()[u].parameters) {
+      for (const Piece& piece : p->pieces) {
+        std::vector<int64_t> shape = p->shape;
+        shape[0] = piece.rows;
+        weights.require(piece.name, shape);
+      }
+    }
+  }
+}
+
+std::unique_ptr<WeightSource> with_adapters(std::unique_ptr<WeightSource> base,
+                                            const Decoder& decoder, uint64_t seed) {
+  if (decoder.adapter_unit() < 0) return base;
+  std::map<std::string, int64_t> inputs;
+  for (const Parameter* p :
+       decoder.units()[static_cast<size_t>(decoder.adapter_unit())].parameters) {
+    if (p->name.ends_with(".lora_A.weight")) inputs[p->name] = p->shape[1];
+  }
+  return std::make_unique<FreshAdapters>(std::move(base), seed, std::move(inputs));
+}
+
+std::string folder_name(const std::string& folder) {
+  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+}
+
+}  // namespace
+
+OpenedModel open_model(const ModelSection& section, uint64_t seed) {
+  const TrainableSet trainable{section.lora, section.trainable};
+  OpenedModel model;
+  std::unique_ptr<WeightSource> weights;
+  if (!section.config.empty()) {
+    model.decoder = std::make_unique<Decoder>(read_decoder_config(section.config), trainable);
+    model.name = "random weights";
+    weights = std::make_unique<RandomWeights>(seed);
+  } else {
+    SAFEGRAD_CHECK(std::filesystem::is_directory(section.path), ModelError,
+                   "model.path: {} is not a folder; give a Hugging Face model folder (config.json, "
+                   "*.safetensors, tokenizer.json)",
+                   section.path);
+    const bool adapter = is_peft_adapter(section.path);
+    const PeftAdapter peft = adapter ? read_peft_adapter(section.path) : PeftAdapter{};
+    model.base_folder = adapter ? peft.base_model : section.path;
+    model.name = folder_name(section.path);
+    model.decoder = std::make_unique<Decoder>(
+        read_decoder_config(model.base_folder + "/config.json"), trainable);
+    if (adapter) {
+      auto merged = std::make_unique<MergedAdapterWeights>(section.path, peft);
+      require_all(*model.decoder, merged->base());
+      weights = std::move(merged);
+    } else {
+      auto plain = std::make_unique<HfWeights>(section.path);
+      require_all(*model.decoder, *plain);
+      weights = std::move(plain);
+    }
+    const std::string tokenizer = model.base_folder + "/tokenizer.json";
+    if (std::filesystem::exists(tokenizer)) model.tokenizer_sha256 = sha256_of_file(tokenizer);
+  }
+  model.weights = with_adapters(std::move(weights), *model.decoder, seed);
+  return model;
+}
+
+}  // namespace safegrad::models

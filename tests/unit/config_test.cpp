@@ -1,0 +1,276 @@
+#include "core/config.h"
+
+#include <array>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/enum_names.h"
+#include "core/key_lister.h"
+#include "unit/config_fixture.h"
+
+namespace safegrad {
+namespace {
+
+constexpr char kFull[] = R"(model:
+  path: models/tiny
+  dtype: bfloat16
+  lora:
+    rank: 4
+    alpha: 32
+    dropout: 0.1
+    targets: [q_proj, down_proj]
+data:
+  task: task.safetensors
+  align: align.safetensors
+objective:
+  rule: cagrad
+  rho: 0.5
+  cagrad_c: 0.25
+  align_loss: sft
+  kl_positions: all
+  gradients: two_pass
+  gram_per_unit: true
+batch:
+  task_sequences: 2
+  align_sequences: 3
+  max_tokens_per_rank: 512
+optimizer:
+  lr: 2e-5
+  betas: [0.8, 0.95]
+  eps: 1.0e-6
+  weight_decay: 0.1
+  clip_norm: 0
+schedule:
+  kind: cosine
+  warmup_steps: 7
+train:
+  steps: 11
+  seed: 18446744073709551615
+parallel:
+  device: cuda
+  shards: 2
+  recompute: block
+  reduce_dtype: bfloat16
+  frozen: replicated
+probe:
+  - {name: refusal, file: refusal.safetensors, every_steps: 25}
+  - name: utility-2
+    file: utility.safetensors
+checkpoint:
+  every_steps: 100
+  keep_last: 5
+output: runs/full
+)";
+
+TEST_F(ConfigTest, EveryKeyReachesItsMember) {
+  const RunConfig config = load(kFull);
+
+  EXPECT_EQ(config.model.path, "models/tiny");
+  EXPECT_EQ(config.model.config, "");
+  EXPECT_EQ(config.model.dtype, ComputeDtype::bfloat16);
+  ASSERT_TRUE(config.model.lora);
+  EXPECT_EQ(config.model.lora->rank, 4);
+  EXPECT_EQ(config.model.lora->alpha, 32);
+  EXPECT_EQ(config.model.lora->dropout, 0.1);
+  EXPECT_EQ(config.model.lora->targets, (std::vector<std::string>{"q_proj", "down_proj"}));
+  EXPECT_TRUE(config.model.trainable.empty()) << "with lora only the adapters are trained";
+  EXPECT_EQ(config.data.task, "task.safetensors");
+  EXPECT_EQ(config.data.align, "align.safetensors");
+  EXPECT_EQ(config.objective.rule, Rule::cagrad);
+  EXPECT_EQ(config.objective.rho, 0.5);
+  EXPECT_EQ(config.objective.cagrad_c, 0.25);
+  EXPECT_EQ(config.objective.align_loss, AlignLoss::sft);
+  EXPECT_EQ(config.objective.kl_positions, KlPositions::all);
+  EXPECT_EQ(config.objective.gradients, GradientMode::two_pass);
+  EXPECT_TRUE(config.objective.gram_per_unit);
+  EXPECT_EQ(config.batch.task_sequences, 2);
+  EXPECT_EQ(config.batch.align_sequences, 3);
+  EXPECT_EQ(config.batch.max_tokens_per_rank, 512);
+  EXPECT_EQ(config.optimizer.lr, 2e-5);
+  EXPECT_EQ(config.optimizer.betas, (std::array<double, 2>{0.8, 0.95}));
+  EXPECT_EQ(config.optimizer.eps, 1e-6);
+  EXPECT_EQ(config.optimizer.weight_decay, 0.1);
+  EXPECT_EQ(config.optimizer.clip_norm, 0);
+  EXPECT_EQ(config.schedule.kind, ScheduleKind::cosine);
+  EXPECT_EQ(config.schedule.warmup_steps, 7);
+  EXPECT_FALSE(config.train.epochs);
+  EXPECT_EQ(config.train.steps, 11);
+  EXPECT_EQ(config.train.seed, std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(config.parallel.device, Device::cuda);
+  EXPECT_EQ(config.parallel.shards, 2);
+  EXPECT_EQ(config.parallel.recompute, Recompute::block);
+  EXPECT_EQ(config.parallel.reduce_dtype, ComputeDtype::bfloat16);
+  EXPECT_EQ(config.parallel.frozen, FrozenWeights::replicated);
+  ASSERT_EQ(config.probe.size(), 2u);
+  EXPECT_EQ(config.probe[0].name, "refusal");
+  EXPECT_EQ(config.probe[0].file, "refusal.safetensors");
+  EXPECT_EQ(config.probe[0].every_steps, 25);
+  EXPECT_EQ(config.probe[1], (ProbeConfig{"utility-2", "utility.safetensors", 0}));
+  EXPECT_EQ(config.checkpoint.every_steps, 100);
+  EXPECT_EQ(config.checkpoint.keep_last, 5);
+  EXPECT_EQ(config.output, "runs/full");
+}
+
+TEST_F(ConfigTest, KeysThatAreNotGivenKeepTheirDefaults) {
+  RunConfig expected;
+  expected.model.path = "models/tiny";
+  expected.data = {"task.safetensors", "align.safetensors"};
+  expected.train.epochs = 1;
+  expected.output = "runs/minimal";
+
+  EXPECT_EQ(load(kMinimal), expected);
+}
+
+TEST_F(ConfigTest, SectionWithEveryKeyCommentedOutMeansDefaults) {
+  EXPECT_EQ(load(std::string(kMinimal) + "checkpoint:\n  # every_steps: 5\nprobe:\n"),
+            load(kMinimal));
+}
+
+TEST_F(ConfigTest, YamlOfAConfigReadsBackToAnEqualOne) {
+  const std::string sft =
+      "model: {config: c.json, trainable: ['model\\.layers\\..*', x]}\n"
+      "objective: {rule: sft}\nparallel: {shards: all, device: auto}\n"
+      "output: o\n";
+  for (const std::string& text : {std::string(kFull), std::string(kMinimal), sft}) {
+    const RunConfig config = load(text);
+    const std::string yaml = to_yaml(config);
+
+    const RunConfig again = load(yaml);
+
+    EXPECT_EQ(again, config) << yaml;
+    EXPECT_EQ(to_yaml(again), yaml);
+  }
+}
+
+TEST_F(ConfigTest, OddTextsAndNumbersSurviveTheRoundTrip) {
+  RunConfig config = load(kMinimal);
+  config.optimizer.lr = 1.0 / 3;
+  config.optimizer.eps = std::numeric_limits<double>::denorm_min();
+  config.optimizer.weight_decay = 1e300;
+  for (const char* text :
+       {"null",       "~",         "true", "8",   "a: b", "a #b", "- x",  "[x",
+        "{x",         "*x",        "&x",   "!x",  "'",    "\"",   "a\\b", " padded ",
+        "two\nlines", "tab\there", "%x",   "ünï", "@x",   "`x",   "|",    ">",
+        "?",          ":",         ",",    "x:",  "<<",   "---",  "..."}) {
+    config.model.path = text;
+    config.model.trainable = {text == std::string_view("[x") ? "x" : ".*", "a, b"};
+
+    EXPECT_EQ(load(to_yaml(config)), config) << to_yaml(config);
+  }
+}
+
+TEST_F(ConfigTest, WrittenNumbersAreShortAndNumbersToYaml11) {
+  RunConfig config = load(kMinimal);
+  config.optimizer.lr = 1e-5;
+  config.optimizer.weight_decay = 0.1;
+
+  const std::string yaml = to_yaml(config);
+
+  EXPECT_NE(yaml.find("lr: 1.0e-05\n"), std::string::npos) << yaml;  // 1e-05 is a text to PyYAML
+  EXPECT_NE(yaml.find("weight_decay: 0.1\n"), std::string::npos) << yaml;
+  EXPECT_NE(yaml.find("clip_norm: 1.0\n"), std::string::npos) << yaml;
+  EXPECT_NE(yaml.find("shards: all\n"), std::string::npos) << yaml;
+  EXPECT_NE(yaml.find("device: auto\n"), std::string::npos) << yaml;
+}
+
+TEST_F(ConfigTest, RuleSftNeedsNoAlignmentAndThenHasNone) {
+  const std::string text = "model: {path: m}\ndata: {task: t}\nobjective: {rule: sft}\noutput: o\n";
+
+  EXPECT_EQ(load(text).batch.align_sequences, 0);
+  EXPECT_EQ(load(text, {"batch.align_sequences=0"}).batch.align_sequences, 0);
+  EXPECT_EQ(load(text, {"data.align=a"}).batch.align_sequences, 8) << "measured, not acted on";
+  EXPECT_EQ(load(text, {"data.align=a", "batch.align_sequences=0"}).batch.align_sequences, 0);
+}
+
+TEST_F(ConfigTest, OverridesChangeAddAndTakeOut) {
+  EXPECT_EQ(load(kFull, {"optimizer.lr=3e-4"}).optimizer.lr, 3e-4);
+  EXPECT_EQ(load(kFull, {"objective.rule=sft"}).objective.rule, Rule::sft);
+  EXPECT_EQ(load(kFull, {"output=a=b"}).output, "a=b");
+  EXPECT_EQ(load(kFull, {"optimizer.betas=[0.5, 0.75]"}).optimizer.betas[1], 0.75);
+  EXPECT_EQ(load(kFull, {"train.seed=1", "train.seed=2"}).train.seed, 2u) << "the last one wins";
+  EXPECT_EQ(load(kFull, {"probe=[{name: a, file: b}]"}).probe,
+            (std::vector<ProbeConfig>{{"a", "b", 0}}));
+  EXPECT_TRUE(load(kFull, {"probe=null"}).probe.empty());
+  EXPECT_TRUE(load(kFull, {"probe=[]"}).probe.empty());
+  EXPECT_EQ(load(kFull, {"optimizer.lr=null"}).optimizer.lr, 1e-5) << "back to the default";
+  EXPECT_EQ(load(kFull, {"train.steps=null", "train.epochs=3"}).train.epochs, 3);
+}
+
+TEST_F(ConfigTest, OverridesMakeAndRemoveLora) {
+  const RunConfig made = load(kMinimal, {"model.lora.rank=4"});
+  ASSERT_TRUE(made.model.lora);
+  EXPECT_EQ(made.model.lora->rank, 4);
+  EXPECT_EQ(made.model.lora->targets, LoraConfig().targets);
+
+  const RunConfig removed = load(kFull, {"model.lora=null"});
+  EXPECT_FALSE(removed.model.lora);
+  EXPECT_EQ(removed.model.trainable, std::vector<std::string>{".*"});
+
+  const RunConfig replaced = load(kFull, {"model.lora=null", "model.lora.rank=2"});
+  ASSERT_TRUE(replaced.model.lora);
+  EXPECT_EQ(replaced.model.lora->rank, 2);
+  EXPECT_EQ(replaced.model.lora->alpha, LoraConfig().alpha) << "what was taken out stays out";
+}
+
+TEST_F(ConfigTest, FilesThatAreNoConfigAreRefused) {
+  EXPECT_EQ(error_of(""),
+            "config.yaml: the file is empty; a config is a map of sections such as model");
+  EXPECT_EQ(error_of("# nothing\n"), error_of(""));
+  EXPECT_EQ(error_of("- a\n- b\n"), "config.yaml:1: got a list, expected a map of sections");
+  EXPECT_EQ(error_of("\nhello\n"), "config.yaml:2: got \"hello\", expected a map of sections");
+  EXPECT_NE(error_of(std::string(kMinimal) + "---\noutput: x\n").find("second YAML document"),
+            std::string::npos);
+  EXPECT_EQ(error_of("a: 1\n b: [\n").rfind("config.yaml:2:3: not valid YAML: ", 0), 0u)
+      << error_of("a: 1\n b: [\n");
+  EXPECT_NE(error_of("model: {path: m}\ndata: {align: a}\noutput: \"open\n").find("not valid YAML"),
+            std::string::npos)
+      << "yaml-cpp itself would end the quote silently";
+  EXPECT_NE(error_of(std::string(100000, '[')), "no error");
+  EXPECT_NE(error_of(std::string(100000, '{')), "no error");
+  EXPECT_NE(error_of(std::string("\0\xff\xfe\x01", 4)), "no error");
+  EXPECT_THROW(load_config(folder_ / "absent.yaml", {}), ConfigError);
+  EXPECT_THROW(load_config(folder_.path(), {}), ConfigError);
+}
+
+TEST_F(ConfigTest, ExitCodeSaysTheMistakeIsInTheInput) {
+  try {
+    load("nonsense: 1\n");
+    FAIL() << "expected a ConfigError";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.exit_code(), 1);
+  }
+}
+
+TEST(EnumNames, EveryEnumeratorHasItsName) {
+  EXPECT_EQ(name_of(ComputeDtype::bfloat16), "bfloat16");
+  EXPECT_EQ(name_of(Rule::sft), "sft");
+  EXPECT_EQ(name_of(Rule::weighted_sum), "weighted_sum");
+  EXPECT_EQ(name_of(Rule::safegrad), "safegrad");
+  EXPECT_EQ(name_of(Rule::agem), "agem");
+  EXPECT_EQ(name_of(Rule::pcgrad), "pcgrad");
+  EXPECT_EQ(name_of(Rule::mgda), "mgda");
+  EXPECT_EQ(name_of(Rule::cagrad), "cagrad");
+  EXPECT_EQ(name_of(Rule::ogpsa), "ogpsa");
+  EXPECT_EQ(name_of(AlignLoss::sft), "sft");
+  EXPECT_EQ(name_of(KlPositions::all), "all");
+  EXPECT_EQ(name_of(ScheduleKind::linear), "linear");
+  EXPECT_EQ(name_of(ScheduleKind::cosine), "cosine");
+  EXPECT_EQ(name_of(Device::automatic), "auto");
+  EXPECT_EQ(name_of(Device::cuda), "cuda");
+  EXPECT_EQ(name_of(Recompute::block), "block");
+  EXPECT_EQ(name_of(GradientMode::two_pass), "two_pass");
+  EXPECT_EQ(name_of(FrozenWeights::replicated), "replicated");
+}
+
+TEST(NearestKey, SwappedLettersAreOneMistake) {
+  const std::vector<std::string> own = {"lr", "eps"};
+
+  EXPECT_EQ(nearest_key("optimizer.", "rl", own), "optimizer.lr");
+  EXPECT_EQ(nearest_key("optimizer.", "esp", own), "optimizer.eps");
+  EXPECT_EQ(nearest_key("optimizer.", "zz", own), "");
+}
+
+}  // namespace
+}  // namespace safegrad
