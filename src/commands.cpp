@@ -1,6 +1,7 @@
 #include "commands.h"
 
 #include <filesystem>
+#include <system_error>
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
@@ -59,6 +60,22 @@ void check_output(const std::string& output) {
                  existing.string());
 }
 
+// A sequence that fits in no micro-batch would stop the run only after its folder has been begun.
+void check_lengths(const RunConfig& config, const dist::RunData& data) {
+  const int64_t most = config.batch.max_tokens_per_rank;
+  auto check_file = [&](const TokenFile& file) {
+    for (int64_t i = 0; i < file.size(); ++i) {
+      SAFEGRAD_CHECK(file.length(i) <= most, ConfigError,
+                     "batch.max_tokens_per_rank: got {}, but sequence {} of {} has {} tokens; "
+                     "raise it, or prepare the file with a smaller --max-length",
+                     most, i, file.path(), file.length(i));
+    }
+  };
+  if (data.task) check_file(*data.task);
+  if (data.align) check_file(*data.align);
+  for (const auto& probe : data.probes) check_file(*probe);
+}
+
 Job open_job(const CommandLine& line, dist::Communicator& world, Purpose purpose) {
   Job job;
   dist::agree(world, [&] {
@@ -82,9 +99,18 @@ Job open_job(const CommandLine& line, dist::Communicator& world, Purpose purpose
     }
     job.data =
         dist::open_data(job.config, *job.model.decoder, job.model.tokenizer_sha256, job.warnings);
-    check_output(job.config.output);
+    in_file([&] { check_lengths(job.config, job.data); });
+    if (purpose == Purpose::train) check_output(job.config.output);
   });
   return job;
+}
+
+void make_output_folder(const std::string& output) {
+  std::error_code failed;
+  std::filesystem::create_directories(output, failed);
+  SAFEGRAD_CHECK(!failed, InputError,
+                 "output: {} cannot be made: {}; choose another folder with --set output=FOLDER",
+                 output, failed.message());
 }
 
 void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh) {
@@ -195,7 +221,7 @@ void train(const CommandLine& line, std::unique_ptr<dist::Communicator> communic
   std::unique_ptr<MetricsFile> metrics;
   dist::agree(mesh.world(), [&] {
     if (!speaks) return;
-    std::filesystem::create_directories(job.config.output);
+    make_output_folder(job.config.output);
     const std::string path = job.config.output + "/metrics.jsonl";
     std::filesystem::remove(path);
     write_file_atomically(job.config.output + "/config.yaml",

@@ -66,8 +66,13 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e);
-    return code == 0 ? 0 : 1;
+    if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
+    // Every rank sees the same mistake; one of them tells.
+    safegrad::dist::MpiEnvironment mpi(&argc, &argv);
+    if (safegrad::dist::make_mpi_world()->rank() == 0) {
+      fmt::print(stderr, "error: {}; safegrad --help shows the commands\n", e.what());
+    }
+    return 1;
   }
 
   safegrad::dist::MpiEnvironment mpi(&argc, &argv);

@@ -50,7 +50,7 @@ Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
   for (const Unit& unit : model_.units()) {
     units_.emplace_back(unit, objectives(), options_.sharding, mesh_, pool_);
   }
-  if (options_.keep_reference_head && model_.head().trainable) {
+  if (options_.keep_reference_head) {
     frozen_head_ = std::make_unique<Parameter>(model_.head());
     frozen_head_->trainable = false;
     frozen_head_unit_ =
@@ -61,8 +61,10 @@ Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
 
 void Engine::load(const WeightSource& weights) {
   for (ShardedUnit& unit : units_) unit.load(weights);
-  if (frozen_head_unit_) frozen_head_unit_->load(weights);
+  if (frozen_head_unit_) load_reference_head(weights);
 }
+
+void Engine::load_reference_head(const WeightSource& weights) { frozen_head_unit_->load(weights); }
 
 uint64_t Engine::fingerprint() {
   uint64_t sum = 0;

@@ -21,7 +21,7 @@ enum class Loss { cross_entropy, kl };
 
 struct EngineOptions {
   std::vector<Loss> losses = {Loss::cross_entropy};  ///< one per objective
-  bool keep_reference_head = false;  ///< a frozen copy of the head where the head trains, for KL
+  bool keep_reference_head = false;  ///< a frozen head of its own for the KL's reference
   ShardingOptions sharding;
   Recompute recompute = Recompute::none;
 };
@@ -44,6 +44,8 @@ class Engine {
   /// Reads every parameter's range of this rank; keeps a frozen copy of the head for the KL where
   /// the head trains.
   void load(const WeightSource& weights);
+  /// The frozen head from elsewhere than load() took it.
+  void load_reference_head(const WeightSource& weights);
   /// Content hash of the weights, the same for every sharding. Communicates (one gather of words).
   uint64_t fingerprint();
 

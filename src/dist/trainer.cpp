@@ -20,11 +20,11 @@ bool any_likelihood_probe(const RunData& data) {
                      [](const auto& file) { return !file->has_choices(); });
 }
 
-EngineOptions engine_options(const RunConfig& config, const RunData& data) {
+EngineOptions engine_options(const RunConfig& config, const RunData& data, CausalLM& model) {
   EngineOptions options;
   const bool kl = data.align && config.objective.align_loss == AlignLoss::kl;
   if (data.align) options.losses.push_back(kl ? Loss::kl : Loss::cross_entropy);
-  options.keep_reference_head = kl || any_likelihood_probe(data);
+  options.keep_reference_head = model.head().trainable && (kl || any_likelihood_probe(data));
   options.sharding = {scalar_type(config.model.dtype), scalar_type(config.parallel.reduce_dtype),
                       config.parallel.frozen == FrozenWeights::replicated};
   options.recompute = config.parallel.recompute;
@@ -101,7 +101,7 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
     : config_(config),
       mesh_(mesh),
       data_(data),
-      engine_(model, mesh, engine_options(config, data)),
+      engine_(model, mesh, engine_options(config, data, model)),
       objectives_(objective_data(config, data)),
       total_steps_(count_steps(config, data)),
       planner_(make_planner(config, data, objectives_, model, mesh.world().size())),

@@ -129,7 +129,7 @@ void read_rope(const JsonObject& root, const std::string& path, DecoderConfig& c
   }
   // A scaling that is not understood must not be read as no scaling.
   for (const auto& item : value->items()) {
-    if (!allowed.contains(item.key())) {
+    if (!item.value().is_null() && !allowed.contains(item.key())) {
       rope.refuse(item.key(), fmt::format("{}", fmt::join(allowed, ", ")));
     }
   }

@@ -1,7 +1,7 @@
 // The PEFT half of hf_weights.h: adapters and their merging into a base model.
 #include <algorithm>
 #include <filesystem>
-#include <set>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,7 +25,7 @@ constexpr int64_t kMaxRank = 1 << 16;
 
 /// Settings that say nothing about the formula, or are read below. PEFT gains variants of LoRA with
 /// every version, so any other setting must be absent, null, false or empty.
-const std::set<std::string> kUnderstood = {
+constexpr std::string_view kUnderstood[] = {
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
@@ -59,7 +59,7 @@ void check_plain(const JsonObject& root, const json& document) {
   for (const auto& [key, value] : document.items()) {
     const bool neutral =
         value.is_null() || value == false || (value.is_structured() && value.empty());
-    if (!neutral && !kUnderstood.contains(key)) {
+    if (!neutral && std::ranges::find(kUnderstood, key) == std::end(kUnderstood)) {
       root.refuse(key, "null, false or empty: only plain LoRA can be merged");
     }
   }
