@@ -229,6 +229,7 @@ void train(const CommandLine& line, std::unique_ptr<dist::Communicator> communic
     metrics = std::make_unique<MetricsFile>(path);
   });
   dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
+  trainer.measure_speed_of_light();
   if (talks) print_header(job, trainer, mesh);
 
   ProgressLine progress(stdout, trainer.total_steps(), align_label(job.config));

@@ -1,6 +1,8 @@
 // main.cpp: the command line; starts MPI, runs one command, turns errors into one message and an
 // exit code.
 #include <functional>
+#include <memory>
+#include <string>
 
 #include <ATen/Parallel.h>
 #include <CLI/CLI.hpp>
@@ -63,16 +65,12 @@ int main(int argc, char** argv) {
   add("check", "check the config, the model's and the data's headers; run nothing",
       safegrad::check);
   add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
+  std::string mistake;
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-    // Every rank sees the same mistake; one of them tells.
-    safegrad::dist::MpiEnvironment mpi(&argc, &argv);
-    if (safegrad::dist::make_mpi_world()->rank() == 0) {
-      fmt::print(stderr, "error: {}; safegrad --help shows the commands\n", e.what());
-    }
-    return 1;
+    mistake = fmt::format("{}; safegrad --help shows the commands", e.what());
   }
 
   safegrad::dist::MpiEnvironment mpi(&argc, &argv);
@@ -81,6 +79,8 @@ int main(int argc, char** argv) {
   try {
     world = safegrad::dist::make_mpi_world();
     rank = world->rank();
+    // Every rank sees the same mistake; one of them tells.
+    if (!mistake.empty()) throw safegrad::dist::JobFailed(rank == 0 ? mistake : "", 1);
     command(line, std::move(world));
     return 0;
   } catch (const safegrad::dist::JobFailed& e) {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/error.h"
 #include "core/random.h"
 
 namespace safegrad {
@@ -90,6 +91,9 @@ PackedBatch pack(const std::vector<Draw>& draws, const std::vector<ObjectiveData
     }
     builder.end_objective();
   }
+  SAFEGRAD_CHECK(next == draws.size(), UsageError,
+                 "pack: draw {} of {} is of objective {}; draws must be sorted and below {}", next,
+                 draws.size(), draws[next].objective, objectives.size());
   PackedBatch batch = builder.finish();
   if (!references.empty()) batch.reference_hidden = at::cat(references);
   return batch;

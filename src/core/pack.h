@@ -30,7 +30,7 @@ struct PackOptions {
 int64_t scored_rows(const ObjectiveData& data, int64_t i);
 
 /// `draws` are sorted by objective. The batch has as many objectives as `objectives`, empty ones
-/// where nothing was drawn.
+/// where nothing was drawn. Throws UsageError if draws are not sorted or name another objective.
 PackedBatch pack(const std::vector<Draw>& draws, const std::vector<ObjectiveData>& objectives,
                  const PackOptions& options);
 

@@ -74,6 +74,13 @@ Planner make_planner(const RunConfig& config, const RunData& data,
                  static_cast<double>(model.head().numel()) / block_weights);
 }
 
+// Inner products of summed gradients -> of gradients that are means per token.
+void to_means(Gram& gram, const std::vector<double>& tokens) {
+  for (size_t i = 0; i < gram.size; ++i) {
+    for (size_t j = 0; j < gram.size; ++j) gram.at(i, j) /= tokens[i] * tokens[j];
+  }
+}
+
 }  // namespace
 
 RunData open_data(const RunConfig& config, const CausalLM& model,
@@ -133,7 +140,10 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
   } else {
     for (size_t k = 0; k < objectives_.size(); ++k) passes_.push_back({k});
   }
-  mesh_.world().barrier();
+}
+
+void Trainer::measure_speed_of_light() {
+  mesh_.world().barrier();  // all ranks at the same time, as in training
   const double own_rate = measure_gemm_rate(config_.model.dtype);
   gemm_rate_ = 0;
   for (double rate : all_gather_doubles(mesh_.world(), std::span(&own_rate, 1))) gemm_rate_ += rate;
@@ -148,9 +158,8 @@ StepRecord Trainer::step(int64_t index) {
   const PassSums sums = accumulate(plan, index);
   const Totals totals = reduce(sums);
   engine_.clock().enter(Phase::surgery);
-  for (size_t i = 0; i < gram_.size; ++i) {
-    for (size_t j = 0; j < gram_.size; ++j) gram_.at(i, j) /= tokens[i] * tokens[j];
-  }
+  to_means(gram_, tokens);
+  for (Gram& unit : unit_grams_) to_means(unit, tokens);
   StepRecord record;
   record.skipped = !totals.finite;
   if (!record.skipped) {
@@ -168,7 +177,7 @@ StepRecord Trainer::step(int64_t index) {
   record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   record.tokens_per_s =
       static_cast<double>(record.task_tokens + record.align_tokens) / record.seconds;
-  record.speed_of_light = totals.flops / gemm_rate_ / record.seconds;
+  if (gemm_rate_ > 0) record.speed_of_light = totals.flops / gemm_rate_ / record.seconds;
   return record;
 }
 

@@ -37,6 +37,10 @@ class Trainer {
   Trainer(const RunConfig& config, CausalLM& model, const WeightSource& weights,
           const RunData& data, Mesh& mesh);
 
+  /// Measures the GEMM rate that speed_of_light in later records is a share of (0 before). Half a
+  /// second; collective.
+  void measure_speed_of_light();
+
   int64_t total_steps() const { return total_steps_; }
   /// One optimizer step (design §2); `index` counts from 0. One reduction of scalars decides
   /// everything on every rank.
@@ -76,8 +80,8 @@ class Trainer {
   int64_t total_steps_;
   Planner planner_;
   RuleOptions rule_;
-  double gemm_rate_;     // all ranks together
-  int64_t updates_ = 0;  // steps that were not skipped: AdamW's t
+  double gemm_rate_ = 0;  // all ranks together
+  int64_t updates_ = 0;   // steps that were not skipped: AdamW's t
   Gram gram_;
   std::vector<Gram> unit_grams_;  // gram_per_unit
   std::vector<double> coefficients_;

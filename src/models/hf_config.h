@@ -22,7 +22,8 @@ struct DecoderConfig {
   int64_t layers = 0;
   int64_t heads = 0;
   int64_t kv_heads = 0;
-  int64_t head_dim = 0;  ///< head_dim if given, else hidden_size / heads
+  int64_t head_dim =
+      0;  ///< if not given: 128 for Qwen3 (as transformers), else hidden_size / heads
   int64_t max_positions = 0;
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000.0;

@@ -1,0 +1,206 @@
+// bench_step.cpp: time, speed of light, memory and traffic of whole optimizer steps, on random
+// weights or any config's.
+//
+//   mpirun -n 2 build/bench_step --steps 10 --task-sequences 2 --align-sequences 1
+//   --sequence-length 256
+//
+// Sequence counts are per rank. Prints one JSON line from rank 0.
+#include <algorithm>
+#include <filesystem>
+
+#include <ATen/Parallel.h>
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <malloc.h>
+#include <nlohmann/json.hpp>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "core/error.h"
+#include "core/random.h"
+#include "core/safetensors.h"
+#include "dist/mpi_communicator.h"
+#include "dist/trainer.h"
+#include "models/open_model.h"
+
+namespace {
+
+using namespace safegrad;
+
+struct Options {
+  int64_t steps = 10, warmup = 2, task_sequences = 2, align_sequences = 1, sequence_length = 256,
+          shards = 0;
+  std::string rule = "safegrad", model = SAFEGRAD_SOURCE_DIR "/benchmarks/smollm2-135m.json",
+              gradients = "one_pass";
+  std::vector<std::string> data;  // task and alignment token files instead of random tokens
+};
+
+// Random tokens, all positions scored.
+void write_random_data(const std::string& path, int64_t sequences, int64_t length, int64_t vocab,
+                       uint64_t seed) {
+  const Philox random(seed);
+  std::vector<int32_t> tokens;
+  std::vector<uint8_t> mask;
+  std::vector<int64_t> offsets = {0};
+  for (int64_t i = 0; i < sequences; ++i) {
+    for (int64_t t = 0; t < length; ++t) {
+      const auto bits = random(static_cast<uint64_t>(i), static_cast<uint64_t>(t));
+      tokens.push_back(static_cast<int32_t>(bits[0] % static_cast<uint64_t>(vocab)));
+      mask.push_back(t > 0);
+    }
+    offsets.push_back(static_cast<int64_t>(tokens.size()));
+  }
+  SafetensorsWriter writer(path,
+                           {{"tokens", Dtype::i32, {static_cast<int64_t>(tokens.size())}},
+                            {"loss_mask", Dtype::u8, {static_cast<int64_t>(mask.size())}},
+                            {"offsets", Dtype::i64, {sequences + 1}}},
+                           {{"format", "safegrad.tokens/1"}});
+  writer.append(std::as_bytes(std::span(tokens)));
+  writer.append(std::as_bytes(std::span(mask)));
+  writer.append(std::as_bytes(std::span(offsets)));
+  writer.finish();
+}
+
+Rule parse_rule(const std::string& name) {
+  if (name == "sft") return Rule::sft;
+  if (name == "weighted_sum") return Rule::weighted_sum;
+  SAFEGRAD_CHECK(name == "safegrad", InputError,
+                 "--rule: got {}, allowed: sft | weighted_sum | safegrad", name);
+  return Rule::safegrad;
+}
+
+RunConfig make_config(const Options& o, const std::string& folder, int ranks) {
+  RunConfig config;
+  if (std::filesystem::is_directory(o.model)) {
+    config.model.path = o.model;
+  } else {
+    config.model.config = o.model;
+  }
+  config.data.task = o.data.empty() ? folder + "/task.safetensors" : o.data[0];
+  config.data.align = o.data.size() < 2 ? folder + "/align.safetensors" : o.data[1];
+  config.objective.rule = parse_rule(o.rule);
+  config.objective.gradients =
+      o.gradients == "two_pass" ? GradientMode::two_pass : GradientMode::one_pass;
+  config.batch.task_sequences = o.task_sequences * ranks;
+  config.batch.align_sequences = o.align_sequences * ranks;
+  config.batch.max_tokens_per_rank = 1 << 16;
+  config.optimizer.lr = 1e-5;
+  config.train.steps = o.steps + o.warmup;
+  config.parallel.shards = o.shards;
+  config.output = folder;
+  return config;
+}
+
+double peak_rss_gib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) / (1 << 20);
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+}
+
+nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::Mesh& mesh) {
+  auto model = models::open_model(config.model, config.train.seed);
+  std::vector<std::string> warnings;
+  const auto data = dist::open_data(config, *model.decoder, model.tokenizer_sha256, warnings);
+  dist::Trainer trainer(config, *model.decoder, *model.weights, data, mesh);
+  trainer.measure_speed_of_light();
+
+  std::vector<double> seconds, tokens, light;
+  std::map<std::string, double> phases;
+  std::map<std::string, dist::Traffic> before;
+  for (int64_t i = 0; i < o.warmup + o.steps; ++i) {
+    if (i == o.warmup) before = mesh.shard_group().traffic();
+    const StepRecord record = trainer.step(i);
+    if (i < o.warmup) continue;
+    seconds.push_back(record.seconds);
+    tokens.push_back(static_cast<double>(record.task_tokens + record.align_tokens));
+    light.push_back(record.speed_of_light);
+    for (const auto& [name, value] : record.phase_seconds)
+      phases[name] += value / static_cast<double>(o.steps);
+  }
+  const double own_rss = peak_rss_gib();
+  const auto rss = dist::all_gather_doubles(mesh.world(), std::span(&own_rss, 1));
+
+  nlohmann::ordered_json result;
+  result["rule"] = o.rule;
+  result["gradients"] = o.gradients;
+  result["ranks"] = mesh.world().size();
+  result["shards"] = mesh.shards();
+  result["threads"] = at::get_num_threads();
+  result["steps"] = o.steps;
+  result["task_sequences"] = o.task_sequences;
+  result["align_sequences"] = o.align_sequences;
+  result["sequence_length"] = o.sequence_length;
+  result["median_step_s"] = median(seconds);
+  result["min_step_s"] = *std::min_element(seconds.begin(), seconds.end());
+  result["max_step_s"] = *std::max_element(seconds.begin(), seconds.end());
+  result["tokens_per_s"] = median(tokens) / median(seconds);
+  result["speed_of_light"] = median(light);
+  result["gemm_gflops"] = trainer.gemm_rate() / 1e9;
+  result["peak_rss_gib"] = *std::max_element(rss.begin(), rss.end());
+  result["phase_seconds"] = phases;
+  for (const auto& [name, after] : mesh.shard_group().traffic()) {
+    const dist::Traffic& start = before[name];
+    result["traffic_per_step"][name] = {{"calls", (after.calls - start.calls) / o.steps},
+                                        {"bytes", (after.bytes - start.bytes) / o.steps}};
+  }
+  return result;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  mallopt(M_MMAP_MAX, 0);  // as the safegrad program does
+  mallopt(M_TRIM_THRESHOLD, -1);
+  Options o;
+  CLI::App app("Times whole optimizer steps; sequence counts are per rank.", "bench_step");
+  app.add_option("--steps", o.steps, "timed steps");
+  app.add_option("--warmup", o.warmup, "steps before them");
+  app.add_option("--task-sequences", o.task_sequences);
+  app.add_option("--align-sequences", o.align_sequences, "0 with --rule sft: plain fine-tuning");
+  app.add_option("--sequence-length", o.sequence_length, "of random data");
+  app.add_option("--shards", o.shards, "0: all ranks");
+  app.add_option("--rule", o.rule, "sft | weighted_sum | safegrad");
+  app.add_option("--gradients", o.gradients, "one_pass | two_pass");
+  app.add_option("--model", o.model, "config.json (random weights) or a model folder");
+  app.add_option("--data", o.data, "token files of task and alignment instead of random tokens")
+      ->expected(1, 2);
+  bool json = true;
+  app.add_flag("--json", json,
+               "one JSON line is what it prints; accepted so that scripts can say so");
+  CLI11_PARSE(app, argc, argv);
+
+  dist::MpiEnvironment mpi(&argc, &argv);
+  try {
+    dist::Mesh mesh(dist::make_mpi_world(), o.shards);
+    std::string folder;
+    if (mesh.world().rank() == 0) {
+      std::string pattern = std::filesystem::temp_directory_path() / "safegrad-bench-XXXXXX";
+      folder = mkdtemp(pattern.data());
+    }
+    folder = mesh.world().broadcast(folder, 0);
+    const RunConfig config = make_config(o, folder, mesh.world().size());
+    if (mesh.world().rank() == 0 && o.data.empty()) {
+      const int64_t n = 8 * mesh.world().size();
+      write_random_data(config.data.task, n * std::max<int64_t>(1, o.task_sequences),
+                        o.sequence_length, 1000, 1);
+      if (o.align_sequences > 0)
+        write_random_data(config.data.align, n * o.align_sequences, o.sequence_length, 1000, 2);
+    }
+    mesh.world().barrier();
+    const auto result = measure(o, config, mesh);
+    mesh.world().barrier();
+    if (mesh.world().rank() == 0) {
+      std::filesystem::remove_all(folder);
+      fmt::print("{}\n", result.dump());
+    }
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "error: {}\n", e.what());
+    dist::abort_job(2);
+  }
+}

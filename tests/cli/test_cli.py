@@ -1,0 +1,343 @@
+"""The program as people start it: every mistake ends the whole job with one line and writes
+nothing; a good config trains, and does so the same way each time.
+
+Every job runs on two ranks under mpirun with a tiny Qwen2 model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import tokenfile  # noqa: E402
+from tokenfile import Sequence, write_token_file  # noqa: E402
+from wheels import sha256_of  # noqa: E402
+
+PROGRAM = os.environ.get("SAFEGRAD_PROGRAM", str(ROOT / "build" / "safegrad"))
+MODEL = ROOT / "tests" / "gold" / "data" / "qwen2"
+VOCABULARY, MAX_POSITIONS = 107, 128  # of that model
+SECONDS = 20  # within which a refused job must have ended
+
+CONFIG = """\
+model:
+  path: model
+data:
+  task: task.safetensors
+  align: align.safetensors
+objective:
+  rule: safegrad
+batch:
+  task_sequences: 4
+  align_sequences: 4
+optimizer:
+  lr: 1.0e-3
+train:
+  steps: 3
+probe:
+  - {name: heldout, file: align.safetensors, every_steps: 2}
+  - {name: choice, file: choice.safetensors}
+output: out
+"""
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+def run(folder: Path, *arguments: str, ranks: int = 2) -> Ended:
+    """The program on `ranks` ranks, with `folder` as its working directory."""
+    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMP_NUM_THREADS": "1",
+                                "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = ["mpirun", "--quiet", "--oversubscribe", "--bind-to", "none", "-n", str(ranks),
+               PROGRAM, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=SECONDS)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def sequences(count: int, seed: int) -> list[Sequence]:
+    generator = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        tokens = generator.integers(VOCABULARY, size=generator.integers(6, 20)).tolist()
+        scored = len(tokens) // 2
+        made.append(Sequence(tokens, [0] * (len(tokens) - scored) + [1] * scored))
+    return made
+
+
+def choices(groups: int) -> list[Sequence]:
+    """Each group: the same two tokens, then one of two scored ones."""
+    return [Sequence([group, group + 1, 50 + choice], [0, 0, 1], group=group, choice=choice)
+            for group in range(groups) for choice in range(2)]
+
+
+def write_tokens(folder: Path, name: str, content: list[Sequence], classes=()) -> None:
+    tokenizer = sha256_of(folder / "model/tokenizer.json")
+    write_token_file(folder / f"{name}.safetensors", content, tokenizer, "", classes=classes)
+
+
+@pytest.fixture
+def job(tmp_path) -> Path:
+    """A folder with a model, its data and a config that trains, and what an earlier run left."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(MODEL / name, model / name)
+    (model / "tokenizer.json").write_text("{}")
+    write_tokens(tmp_path, "task", sequences(12, seed=1))
+    write_tokens(tmp_path, "align", sequences(8, seed=2))
+    write_tokens(tmp_path, "choice", choices(5), classes=["first", "second"])
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of change of everything in a folder."""
+    return {str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else b"",
+                                            path.stat().st_mtime_ns)
+            for path in [folder, *folder.rglob("*")]}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def in_config(old: str, new: str):
+    return lambda folder: edit(folder / "config.yaml", old, new)
+
+
+def in_model_config(old: str, new: str):
+    return lambda folder: edit(folder / "model/config.json", old, new)
+
+
+def cut(name: str, keep: float):
+    """Leaves the first part of a file."""
+    def change(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(len(content) * keep)])
+    return change
+
+
+def remove(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def not_safetensors(folder):
+    (folder / "model/model.safetensors").write_bytes(b"GGUF\3\0\0\0" + bytes(1000))
+
+
+def damaged_header(folder):
+    path = folder / "model/model.safetensors"
+    content = path.read_bytes()
+    assert content[8:9] == b"{"
+    path.write_bytes(content[:8] + b"[" + content[9:])
+
+
+def task_sequence(tokens: list[int]):
+    return lambda folder: write_tokens(
+        folder, "task", [*sequences(3, seed=1), Sequence(tokens, [0] + [1] * (len(tokens) - 1))])
+
+
+def task_arrays(offsets: list[int]):
+    """A task file that write_token_file would refuse to write."""
+    def change(folder):
+        metadata = {"format": tokenfile.FORMAT, "template_sha256": "",
+                    "tokenizer_sha256": sha256_of(folder / "model/tokenizer.json")}
+        arrays = {"tokens": np.zeros(10, np.int32), "loss_mask": np.tile(np.uint8([0, 1]), 5),
+                  "offsets": np.array(offsets, np.int64)}
+        if len(offsets) == 1:
+            arrays |= {"tokens": np.zeros(0, np.int32), "loss_mask": np.zeros(0, np.uint8)}
+        (folder / "task.safetensors").write_bytes(tokenfile._safetensors(arrays, metadata))
+    return change
+
+
+def nothing(_folder):
+    pass
+
+
+# what is wrong -> (how it comes about, what is typed besides, what the message says)
+MISTAKES = {
+    # the command line and the config
+    "unknown option": (nothing, ["--fast"], ["--fast"]),
+    "no such config": (remove("config.yaml"), [], ["config.yaml", "No such file"]),
+    "unknown key": (
+        in_config("rule: safegrad", "rule: safegrad\n  rhoo: 1"), [],
+        ["config.yaml:8: objective.rhoo: no such key", "objective.rho?", "rule, rho, "]),
+    "duplicate key": (
+        in_config("  steps: 3", "  steps: 3\n  steps: 4"), [],
+        ["config.yaml:15: train.steps", "line 14"]),
+    "missing key": (in_config("output: out\n", ""), [], ["config.yaml: output: missing"]),
+    "mistyped value": (
+        in_config("1.0e-3", "fast"), [], ["config.yaml:12: optimizer.lr: got \"fast\"", "a number"]),
+    "value out of range": (
+        in_config("steps: 3", "steps: 0"), [], ["config.yaml:14: train.steps: got 0", "> 0"]),
+    "word that is not allowed": (
+        in_config("rule: safegrad", "rule: sgd"), [],
+        ["config.yaml:7: objective.rule: got \"sgd\"", "allowed: sft | weighted_sum | safegrad"]),
+    "unknown key on the command line": (
+        nothing, ["--set", "train.step=1"], ["--set train.step: no such key", "train.steps?"]),
+    "device that is not there": (
+        nothing, ["--set", "parallel.device=cuda"], ["parallel.device", "cuda", "auto | cpu"]),
+    # the model
+    "no model folder": (nothing, ["--set", "model.path=nowhere"], ["model.path", "nowhere"]),
+    "no weights": (
+        remove("model/model.safetensors"), [], ["model", "has neither model.safetensors nor"]),
+    "truncated weights": (
+        cut("model/model.safetensors", 0.5), [], ["model/model.safetensors", "data bytes"]),
+    "weights cut inside the header": (
+        cut("model/model.safetensors", 0.01), [], ["model/model.safetensors", "header"]),
+    "weights in another format": (
+        not_safetensors, [], ["model/model.safetensors", "is this a safetensors file?"]),
+    "damaged header": (
+        damaged_header, [], ["model/model.safetensors", "is this a safetensors file?"]),
+    "weights of another shape": (
+        in_model_config('"intermediate_size": 42', '"intermediate_size": 44'), [],
+        ["model", "mlp", "42", "44"]),
+    "weights of fewer layers": (
+        in_model_config('"num_hidden_layers": 2', '"num_hidden_layers": 3'), [],
+        ["model", "model.layers.2."]),
+    "unknown architecture": (
+        in_model_config("Qwen2ForCausalLM", "MambaForCausalLM"), [],
+        ["model/config.json: architectures", "MambaForCausalLM", "LlamaForCausalLM"]),
+    # the data
+    "no token file": (remove("task.safetensors"), [], ["task.safetensors", "No such file"]),
+    "truncated token file": (
+        cut("align.safetensors", 0.7), [], ["align.safetensors", "data bytes"]),
+    "another tokenizer": (
+        lambda folder: (folder / "model/tokenizer.json").write_text("[]"), [],
+        ["task.safetensors", "tokenizer"]),
+    "offsets out of range": (
+        task_arrays([0, 4, 12]), [], ["task.safetensors", "offsets run from 0 to 12", "0 to 10"]),
+    "offsets that descend": (
+        task_arrays([0, 8, 4, 10]), [], ["task.safetensors", "sequence 1", "8 to 4"]),
+    "empty token file": (task_arrays([0]), [], ["task.safetensors", "is empty"]),
+    "token outside the vocabulary": (
+        task_sequence([5, VOCABULARY, 7]), [],
+        ["task.safetensors: sequence 3: token 107 at position 1", "[0, 107)"]),
+    "sequence longer than the model": (
+        task_sequence([1] * (MAX_POSITIONS + 1)), [],
+        ["task.safetensors: sequence 3 has 129 tokens", "at most 128"]),
+    "sequence longer than a micro-batch": (
+        task_sequence([1] * 40), ["--set", "batch.max_tokens_per_rank=39"],
+        ["batch.max_tokens_per_rank: got 39", "sequence 3 of task.safetensors has 40 tokens"]),
+    # the job
+    "shards that do not divide the ranks": (
+        nothing, ["--set", "parallel.shards=3"], ["parallel.shards is 3", "2 ranks"]),
+    "output under a file": (
+        nothing, ["--set", "output=config.yaml/run"], ["output: ", "config.yaml", "not a folder"]),
+    "output that cannot be written": (
+        nothing, ["--set", "output=/proc/safegrad"], ["output: /proc", "cannot be"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_the_job_with_one_line_and_writes_nothing(job, mistake):
+    change, arguments, told = MISTAKES[mistake]
+    change(job)
+    earlier = job / "out"
+    (earlier / "model").mkdir(parents=True)
+    (earlier / "metrics.jsonl").write_text('{"step":1}\n')
+    (earlier / "model/model.safetensors").write_bytes(b"the result of another day")
+    before = snapshot(job)
+
+    ended = run(job, "train", "config.yaml", *arguments)
+
+    assert ended.code == 1
+    assert ended.out == ""
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert ended.err.startswith("error: ")
+    for text in told:
+        assert text in ended.err
+    assert snapshot(job) == before
+
+
+def test_check_accepts_a_good_config_and_writes_nothing(job):
+    before = snapshot(job)
+
+    ended = run(job, "check", "config.yaml")
+
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == "config.yaml: valid for 2 ranks; nothing was run\n"
+    assert snapshot(job) == before
+
+
+def test_check_refuses_what_train_refuses(job):
+    ended = run(job, "check", "config.yaml", "--set", "objective.rule=sgd")
+
+    assert ended.code == 1
+    assert ended.err.count("error: ") == 1 and "objective.rule: got \"sgd\"" in ended.err
+
+
+def test_help_names_the_commands_and_the_exit_codes():
+    ended = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, timeout=SECONDS)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for text in ("train", "check", "evaluate", "Exit codes: 0 ", "config.yaml, metrics.jsonl"):
+        assert text in ended.stdout
+
+
+KEYS = {"step", "epoch", "loss_task", "loss_align", "uu", "ua", "aa", "cosine", "conflict",
+        "c_task", "c_align", "grad_norm", "clip", "lr", "task_tokens", "align_tokens", "skipped"}
+TIMES = {"seconds", "tokens_per_s", "speed_of_light", "phase_seconds"}
+
+
+def read_steps(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(steps: list[dict]) -> list[dict]:
+    return [{key: value for key, value in step.items() if key not in TIMES} for step in steps]
+
+
+def test_a_run_writes_its_folder_and_the_same_again(job):
+    first = run(job, "train", "config.yaml")
+    second = run(job, "train", "config.yaml", "--set", "output=again")
+    # Into the folder of the first run, whose cached reference is used.
+    steps = read_steps(job / "out")
+    weights = (job / "out/model/model.safetensors").read_bytes()
+    third = run(job, "train", "config.yaml")
+
+    assert [first.code, second.code, third.code] == [0, 0, 0], first.err
+    assert [set(step) - {"probe"} for step in steps] == [KEYS | TIMES] * 3
+    assert [set(step.get("probe", {})) for step in steps] == [
+        set(), {"heldout"}, {"heldout", "choice"}]
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert steps[0]["loss_align"] == 0 and steps[2]["loss_align"] > 0  # it left the reference
+    assert steps[2]["probe"]["heldout"]["kl"] > 0
+    for other in ("again", "out"):
+        assert without_times(read_steps(job / other)) == without_times(steps)
+        assert (job / other / "model/model.safetensors").read_bytes() == weights
+    assert weights != (MODEL / "model.safetensors").read_bytes()
+    for name in ("config.json", "tokenizer.json"):
+        assert (job / "out/model" / name).read_bytes() == (job / "model" / name).read_bytes()
+    assert "valid" in run(job, "check", "out/config.yaml").out
+
+
+def test_evaluate_prints_json_and_writes_nothing(job):
+    before = snapshot(job)
+
+    ended = run(job, "evaluate", "config.yaml")
+
+    assert (ended.code, ended.err) == (0, "")
+    results = json.loads(ended.out)
+    assert set(results) == {"heldout", "choice"}
+    assert results["heldout"]["loss"] > 0
+    assert set(results["choice"]) == {"first", "second"}
+    assert sum(results["choice"].values()) == pytest.approx(1.0)
+    assert snapshot(job) == before

@@ -1,0 +1,270 @@
+// layout_test.cpp: the same job on any number of ranks and any sharding is the same training.
+#include <cmath>
+#include <filesystem>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "dist/rank_main.h"
+#include "dist/tiny_job.h"
+
+namespace safegrad::testing {
+namespace {
+
+constexpr int64_t kSteps = 20;
+
+/// A shared folder with data, and the same job run by each rank alone as the reference.
+class Layouts : public ::testing::Test {
+ protected:
+  Layouts() : all_(world()), folder_(*all_) {}
+
+  void TearDown() override { all_->barrier(); }  // nobody removes the folder while another reads it
+
+  RunConfig config(const std::string& gold = "qwen2") { return tiny_config(gold, folder_.path()); }
+  void write(const RunConfig& config) {
+    if (all_->rank() == 0) write_tiny_data(config);
+    all_->barrier();
+  }
+  std::unique_ptr<TinyJob> alone(RunConfig config) {
+    config.parallel.shards = 1;
+    config.output += std::to_string(all_->rank());
+    return std::make_unique<TinyJob>(config, all_->split(all_->rank()));
+  }
+  std::unique_ptr<TinyJob> together(const RunConfig& config) {
+    return std::make_unique<TinyJob>(config, world());
+  }
+  std::vector<int64_t> shardings() const {
+    std::vector<int64_t> result;
+    for (int64_t s = 1; s <= all_->size(); ++s) {
+      if (all_->size() % s == 0) result.push_back(s);
+    }
+    return result;
+  }
+
+  std::unique_ptr<dist::Communicator> all_;
+  SharedFolder folder_;
+};
+
+// float32 gradients summed in another order; AdamW's division by sqrt(v) makes the smallest of them
+// count. 1e-5 is the promise.
+void expect_same_curve(const std::vector<StepRecord>& a, const std::vector<StepRecord>& b,
+                       double tolerance = 1e-5) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_NEAR(a[i].loss_task / b[i].loss_task, 1.0, tolerance) << "step " << i;
+    if (b[i].loss_align && *b[i].loss_align > 1e-6) {
+      EXPECT_NEAR(*a[i].loss_align / *b[i].loss_align, 1.0, 100 * tolerance)
+          << "step " << i;  // a KL near 0 is a difference
+    }
+  }
+}
+
+void expect_same_bits(const std::vector<StepRecord>& a, const std::vector<StepRecord>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].loss_task, b[i].loss_task) << "step " << i;
+    EXPECT_EQ(a[i].loss_align, b[i].loss_align) << "step " << i;
+    EXPECT_EQ(a[i].uu, b[i].uu) << "step " << i;
+    EXPECT_EQ(a[i].ua, b[i].ua) << "step " << i;
+    EXPECT_EQ(a[i].c_align, b[i].c_align) << "step " << i;
+  }
+}
+
+int64_t conflicts(const std::vector<StepRecord>& records) {
+  int64_t n = 0;
+  for (const StepRecord& r : records) n += r.conflict;
+  return n;
+}
+
+TEST_F(Layouts, AnyShardingGivesTheSameLossCurve) {
+  for (const char* gold : {"qwen2", "llama3"}) {
+    const RunConfig base = config(gold);
+    write(base);
+    const auto reference = alone(base)->run(0, kSteps);
+    ASSERT_GT(conflicts(reference), 3) << "the case must contain conflicts";
+    ASSERT_LT(reference.back().loss_task, 0.9 * reference.front().loss_task)
+        << "the case must learn";
+    for (int64_t shards : shardings()) {
+      SCOPED_TRACE(std::string(gold) + " shards " + std::to_string(shards));
+      RunConfig c = base;
+      c.parallel.shards = shards;
+      expect_same_curve(together(c)->run(0, kSteps), reference);
+    }
+  }
+}
+
+TEST_F(Layouts, LoraWithDropoutDoesNotDependOnTheLayout) {
+  RunConfig base = config();
+  base.model.trainable.clear();
+  base.model.lora = LoraConfig{
+      .rank = 4, .alpha = 8, .dropout = 0.2, .targets = {"q_proj", "v_proj", "down_proj"}};
+  base.optimizer.lr = 1e-2;
+  write(base);
+  const auto reference = alone(base)->run(0, kSteps);
+  ASSERT_LT(reference.back().loss_task, reference.front().loss_task);
+  for (int64_t shards : shardings()) {
+    for (FrozenWeights frozen : {FrozenWeights::sharded, FrozenWeights::replicated}) {
+      SCOPED_TRACE("shards " + std::to_string(shards));
+      RunConfig c = base;
+      c.parallel.shards = shards;
+      c.parallel.frozen = frozen;
+      expect_same_curve(together(c)->run(0, kSteps), reference);
+    }
+  }
+}
+
+TEST_F(Layouts, AccumulationRecomputationAndTwoPassesChangeNothing) {
+  const RunConfig base = config();
+  write(base);
+  const auto reference = alone(base)->run(0, kSteps);
+  std::vector<RunConfig> variants(4, base);
+  variants[0].batch.max_tokens_per_rank = 41;  // one sequence or two a micro-batch
+  variants[1].parallel.recompute = Recompute::block;
+  variants[2].objective.gradients = GradientMode::two_pass;
+  variants[3].objective.gradients = GradientMode::two_pass;
+  variants[3].batch.max_tokens_per_rank = 41;
+  variants[3].parallel.shards = 1;
+  for (size_t i = 0; i < variants.size(); ++i) {
+    SCOPED_TRACE("variant " + std::to_string(i));
+    expect_same_curve(together(variants[i])->run(0, kSteps), reference);
+  }
+}
+
+TEST_F(Layouts, TheSameRunTwiceGivesTheSameBits) {
+  for (int64_t shards : shardings()) {
+    RunConfig c = config("llama3");
+    c.parallel.shards = shards;
+    write(c);
+    const auto first = together(c), second = together(c);
+    expect_same_bits(first->run(0, kSteps), second->run(0, kSteps));
+    EXPECT_EQ(first->weights(), second->weights()) << "shards " << shards;
+  }
+}
+
+TEST_F(Layouts, AllRanksHoldTheSameBits) {
+  const RunConfig c = config();
+  write(c);
+  const auto job = together(c);
+  for (const StepRecord& record : job->run(0, 5)) {
+    const double own[] = {record.loss_task, *record.loss_align, record.uu,  *record.ua,
+                          *record.aa,       *record.c_align,    record.clip};
+    const auto all = dist::all_gather_doubles(*all_, own);
+    for (size_t i = 0; i < all.size(); ++i) EXPECT_EQ(all[i], own[i % std::size(own)]);
+  }
+}
+
+TEST_F(Layouts, CountersShowTwoGathersTwoReductionsAndOneScalarReduction) {
+  const RunConfig c = config("llama3");  // untied: embedding, 2 blocks, head (and the reference's
+                                         // head, which only gathers)
+  write(c);
+  const auto job = together(c);
+  if (job->mesh.shards() == 1) GTEST_SKIP() << "one rank gathers nothing";
+  job->run(0, 1);
+  const auto before = job->mesh.shard_group().traffic();
+  const auto world_before = job->mesh.world().traffic();
+  job->run(1, 4);
+  const auto& after = job->mesh.shard_group().traffic();
+
+  constexpr int64_t kRunSteps = 3, kBlocks = 2;
+  // Gathers: each block twice; embedding, head and reference head once each (lookup; loss and its
+  // gradient in one place).
+  EXPECT_EQ(after.at("all_gather").calls - before.at("all_gather").calls,
+            kRunSteps * (2 * kBlocks + 3));
+  // Reductions: both gradients of every trainable unit.
+  EXPECT_EQ(after.at("reduce_scatter").calls - before.at("reduce_scatter").calls,
+            kRunSteps * 2 * (kBlocks + 2));
+  EXPECT_EQ(job->mesh.world().traffic().at("scalars").calls - world_before.at("scalars").calls,
+            kRunSteps);
+  EXPECT_FALSE(after.contains("all_reduce"));
+}
+
+TEST_F(Layouts, HybridAddsOneAllReducePerGradientAndUnit) {
+  if (all_->size() != 4) GTEST_SKIP() << "needs 4 ranks";
+  RunConfig c = config("llama3");
+  c.parallel.shards = 2;
+  write(c);
+  const auto job = together(c);
+  job->run(0, 2);
+
+  EXPECT_EQ(job->mesh.replica_group().traffic().at("all_reduce").calls, 2 * 2 * 4);
+}
+
+TEST_F(Layouts, ANonFiniteStepIsSkippedByAllRanksTogether) {
+  RunConfig c = config();
+  c.optimizer.lr = 1e30;  // the first update sends the weights to where the second step overflows
+  c.optimizer.clip_norm = 0;
+  write(c);
+  const auto job = together(c);
+  const auto first = job->run(0, 1);
+  ASSERT_FALSE(first[0].skipped);
+  const auto weights = job->weights();
+  const auto next = job->run(1, 3);
+
+  EXPECT_TRUE(next[0].skipped);
+  EXPECT_TRUE(next[1].skipped);
+  EXPECT_EQ(job->weights(), weights) << "a skipped step moves nothing";
+}
+
+TEST_F(Layouts, PerUnitGramMatricesAddUpToTheWhole) {
+  RunConfig c = config();
+  c.objective.gram_per_unit = true;
+  write(c);
+  const auto job = together(c);
+  const auto records = job->run(0, 2);
+  double ua = 0;
+  for (const auto& [name, values] : records[1].units) ua += values.at("ua");
+
+  EXPECT_EQ(records[1].units.size(), job->model.decoder->units().size());
+  EXPECT_NEAR(ua / *records[1].ua, 1.0, 1e-9);
+}
+
+TEST_F(Layouts, ProbesDoNotDependOnTheLayout) {
+  RunConfig base = config();
+  base.probe = {{"choices", folder_.path() + "/choices.safetensors", 1},
+                {"held-out", folder_.path() + "/heldout.safetensors", 1}};
+  write(base);
+  const auto reference = alone(base);
+  reference->run(0, 3);
+  const auto expected = reference->trainer->run_probes(3);
+  ASSERT_GT(expected.at("held-out").at("kl"), 1e-5);
+  for (int64_t shards : shardings()) {
+    RunConfig c = base;
+    c.parallel.shards = shards;
+    const auto job = together(c);
+    job->run(0, 3);
+    const auto found = job->trainer->run_probes(3);
+    EXPECT_EQ(found.at("choices"), expected.at("choices")) << "shares are counts";
+    EXPECT_NEAR(found.at("held-out").at("loss") / expected.at("held-out").at("loss"), 1.0, 1e-5);
+    EXPECT_NEAR(found.at("held-out").at("kl") / expected.at("held-out").at("kl"), 1.0, 1e-3);
+  }
+}
+
+TEST_F(Layouts, Bfloat16FollowsFloat32) {
+  RunConfig base = config();
+  write(base);
+  const auto reference = alone(base)->run(0, kSteps);
+  for (int64_t shards : shardings()) {
+    RunConfig c = base;
+    c.parallel.shards = shards;
+    c.model.dtype = ComputeDtype::bfloat16;
+    const auto records = together(c)->run(0, kSteps);
+    // 8 bits of mantissa: a per mille or so a loss, compounded over the steps.
+    expect_same_curve(records, reference, 0.05);
+  }
+}
+
+TEST_F(Layouts, TheReferenceCacheIsUsedAgainAtAnotherRankCount) {
+  const RunConfig c = config();
+  write(c);
+  const auto first = together(c)->run(0, 3);
+  all_->barrier();
+  const TinyJob later(c, all_->split(all_->rank()));
+  for (const auto& entry : std::filesystem::directory_iterator(c.output + "/reference")) {
+    EXPECT_TRUE(
+        entry.path().string().ends_with("-of-" + std::to_string(all_->size()) + ".safetensors"))
+        << entry.path() << " was computed although a complete cache was there";
+  }
+}
+
+}  // namespace
+}  // namespace safegrad::testing

@@ -1,0 +1,134 @@
+#include "dist/tiny_job.h"
+
+#include <filesystem>
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include "core/random.h"
+#include "core/safetensors.h"
+
+namespace safegrad::testing {
+namespace {
+
+class Collector : public ModelSink {
+ public:
+  void begin(const std::vector<ExportEntry>&) override {}
+  void put(const std::string&, const at::Tensor& value) override {
+    const at::Tensor flat = value.to(at::kFloat).contiguous();
+    values.insert(values.end(), flat.const_data_ptr<float>(),
+                  flat.const_data_ptr<float>() + flat.numel());
+  }
+  void finish() override {}
+  std::vector<float> values;
+};
+
+template <typename T>
+std::span<const std::byte> bytes(const std::vector<T>& values) {
+  return std::as_bytes(std::span(values));
+}
+
+}  // namespace
+
+void write_token_file(const std::string& path, int64_t sequences, int64_t vocab_size, uint64_t seed,
+                      bool choices) {
+  const Philox random(seed);
+  std::vector<int32_t> tokens, group, choice;
+  std::vector<uint8_t> mask;
+  std::vector<int64_t> offsets = {0};
+  auto draw = [&](uint64_t i, uint64_t j) { return random(i, j)[0]; };
+  for (int64_t i = 0; i < sequences; ++i) {
+    const auto prompt =
+        static_cast<uint64_t>(choices ? i / 3 : i);  // candidates share their prompt
+    const int64_t prompt_length = 2 + draw(prompt, 1) % 25,
+                  response = choices ? 1 + i % 3 : 1 + draw(prompt, 2) % 13;
+    for (int64_t t = 0; t < prompt_length + response; ++t) {
+      const bool scored = t >= prompt_length;
+      const uint64_t stream = scored ? 1000 + static_cast<uint64_t>(i) : prompt;
+      tokens.push_back(static_cast<int32_t>(draw(stream, 10 + static_cast<uint64_t>(t)) %
+                                            static_cast<uint64_t>(vocab_size)));
+      mask.push_back(scored);
+    }
+    offsets.push_back(static_cast<int64_t>(tokens.size()));
+    group.push_back(static_cast<int32_t>(i / 3));
+    choice.push_back(static_cast<int32_t>(i % 3 == 0));
+  }
+  std::vector<SafetensorsWriter::Entry> entries = {
+      {"tokens", Dtype::i32, {static_cast<int64_t>(tokens.size())}},
+      {"loss_mask", Dtype::u8, {static_cast<int64_t>(mask.size())}},
+      {"offsets", Dtype::i64, {sequences + 1}}};
+  std::map<std::string, std::string> metadata = {{"format", "safegrad.tokens/1"}};
+  if (choices) {
+    entries.push_back({"group", Dtype::i32, {sequences}});
+    entries.push_back({"choice", Dtype::i32, {sequences}});
+    metadata["classes"] = R"(["left", "right"])";
+  }
+  SafetensorsWriter writer(path, entries, metadata);
+  writer.append(bytes(tokens));
+  writer.append(bytes(mask));
+  writer.append(bytes(offsets));
+  if (choices) {
+    writer.append(bytes(group));
+    writer.append(bytes(choice));
+  }
+  writer.finish();
+}
+
+SharedFolder::SharedFolder(dist::Communicator& world) : owner_(world.rank() == 0) {
+  std::string path;
+  if (owner_) {
+    std::string pattern = std::filesystem::temp_directory_path() / "safegrad-test-XXXXXX";
+    path = mkdtemp(pattern.data());
+  }
+  path_ = world.broadcast(path, 0);
+}
+
+SharedFolder::~SharedFolder() {
+  std::error_code ignored;
+  if (owner_) std::filesystem::remove_all(path_, ignored);
+}
+
+RunConfig tiny_config(const std::string& gold, const std::string& folder) {
+  RunConfig config;
+  config.model.path = std::string(SAFEGRAD_SOURCE_DIR) + "/tests/gold/data/" + gold;
+  config.data.task = folder + "/task.safetensors";
+  config.data.align = folder + "/align.safetensors";
+  config.batch.task_sequences = 5;
+  config.batch.align_sequences = 3;
+  config.optimizer.lr = 1e-3;
+  config.train.steps = 20;
+  config.output = folder + "/run";
+  return config;
+}
+
+void write_tiny_data(const RunConfig& config) {
+  const int64_t vocab = models::read_decoder_config(config.model.path + "/config.json").vocab_size;
+  write_token_file(config.data.task, 11, vocab, 1);
+  write_token_file(config.data.align, 7, vocab, 2);
+  for (const ProbeConfig& probe : config.probe)
+    write_token_file(probe.file, 12, vocab, 3, probe.name == "choices");
+}
+
+TinyJob::TinyJob(const RunConfig& run, std::unique_ptr<dist::Communicator> ranks)
+    : config(run),
+      model(models::open_model(config.model, config.train.seed)),
+      mesh(std::move(ranks), config.parallel.shards) {
+  std::vector<std::string> warnings;
+  const auto data = dist::open_data(config, *model.decoder, "", warnings);
+  trainer = std::make_unique<dist::Trainer>(config, *model.decoder, *model.weights, data, mesh);
+}
+
+std::vector<StepRecord> TinyJob::run(int64_t first, int64_t last) {
+  std::vector<StepRecord> records;
+  for (int64_t i = first; i < last; ++i) records.push_back(trainer->step(i));
+  return records;
+}
+
+std::vector<float> TinyJob::weights() {
+  Collector collector;  // on every rank: each sees the gathered units
+  trainer->export_model(false, &collector);
+  return std::move(collector.values);
+}
+
+}  // namespace safegrad::testing

@@ -1,0 +1,53 @@
+// tiny_job.h: a small training job with random data, for tests that compare layouts.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/config.h"
+#include "core/metrics.h"
+#include "dist/mesh.h"
+#include "dist/trainer.h"
+#include "models/open_model.h"
+
+namespace safegrad::testing {
+
+/// Sequences of 3 to 40 random tokens, the last third of each scored. With `groups`: choice groups
+/// of 3 candidates in 2 classes.
+void write_token_file(const std::string& path, int64_t sequences, int64_t vocab_size, uint64_t seed,
+                      bool choices = false);
+
+/// A folder that all ranks of `world` share and that goes away with the object.
+class SharedFolder {
+ public:
+  explicit SharedFolder(dist::Communicator& world);
+  ~SharedFolder();
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  bool owner_;
+};
+
+/// Model `gold` (a folder of tests/gold/data), 11 task and 7 alignment sequences, 5 + 3 a step, 20
+/// steps; lr large enough to move.
+RunConfig tiny_config(const std::string& gold, const std::string& folder);
+/// Writes the token files that tiny_config names.
+void write_tiny_data(const RunConfig& config);
+
+/// A trainer with what it needs to live.
+struct TinyJob {
+  TinyJob(const RunConfig& config, std::unique_ptr<dist::Communicator> ranks);
+  /// Runs steps [first, last).
+  std::vector<StepRecord> run(int64_t first, int64_t last);
+  /// Every exported tensor, flattened together. Collective.
+  std::vector<float> weights();
+
+  RunConfig config;
+  models::OpenedModel model;
+  dist::Mesh mesh;
+  std::unique_ptr<dist::Trainer> trainer;
+};
+
+}  // namespace safegrad::testing
