@@ -3,6 +3,7 @@
 # shellcheck shell=bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+trap 'printf "\nstopped; run it again to continue\n" >&2; exit 130' INT
 
 fail() {
   printf 'error: %s\n' "$*" >&2

@@ -37,7 +37,7 @@ void Parameter::add_rows(size_t k, const at::Tensor& rows, const at::Tensor& g) 
 void Parameter::settle() {
   for (size_t k = 0; k < grads.size(); ++k) {
     if (grads[k].defined() && fresh[k]) grads[k].zero_();
-    if (k < fresh.size()) fresh[k] = false;
+    fresh[k] = false;
   }
 }
 

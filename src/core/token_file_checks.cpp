@@ -122,6 +122,11 @@ void TokenFile::Contents::check_group_member(int64_t first, int64_t i) const {
                  "{}: choice group {}: sequence {} is scored from token {}, sequence {} from {}; "
                  "they must share what comes before; {}",
                  file.path(), group()[i], i, first_scored(i), first, prefix, kPrepareAgain);
+  SAFEGRAD_CHECK(
+      checked_scored(i) == length(i) - prefix, DataError,
+      "{}: choice group {}: sequence {} scores {} of the {} tokens from its first scored one on; a "
+      "candidate is scored to its end; {}",
+      file.path(), group()[i], i, checked_scored(i), length(i) - prefix, kPrepareAgain);
   const auto x = tokens_of(first).first(prefix), y = tokens_of(i).first(prefix);
   const auto [px, py] = std::mismatch(x.begin(), x.end(), y.begin());
   SAFEGRAD_CHECK(px == x.end(), DataError,

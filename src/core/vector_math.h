@@ -38,14 +38,15 @@ SAFEGRAD_HOST_DEVICE inline float sigmoid_f32(float x) {
 
 /// One element of AdamW (Loshchilov & Hutter, arXiv:1711.05101), in the order of torch.optim.AdamW.
 struct AdamW {
-  float beta1, beta2, eps;
+  float beta2, eps;
+  float rest1, rest2;      ///< 1 - beta1 and 1 - beta2, rounded once: 1 - 0.999f is off by 1e-5
   float step_size;         ///< lr / (1 - beta1^t)
   float inverse_sqrt_bc2;  ///< 1 / sqrt(1 - beta2^t)
   float decay;             ///< 1 - lr * weight_decay
 
   SAFEGRAD_HOST_DEVICE void operator()(float g, float& m, float& v, float& p) const {
-    m = m + (1.0f - beta1) * (g - m);
-    v = beta2 * v + (1.0f - beta2) * g * g;
+    m = m + rest1 * (g - m);
+    v = beta2 * v + rest2 * g * g;
     p = p * decay - step_size * m / (std::sqrt(v) * inverse_sqrt_bc2 + eps);
   }
 };

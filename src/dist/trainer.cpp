@@ -260,7 +260,8 @@ void Trainer::update(int64_t index, double clip, const std::vector<double>& toke
   const double lr = o.lr * schedule_factor(config_.schedule, index, total_steps_);
   const auto t = static_cast<double>(updates_);
   AdamW adamw;
-  adamw.beta1 = static_cast<float>(o.betas[0]);
+  adamw.rest1 = static_cast<float>(1 - o.betas[0]);
+  adamw.rest2 = static_cast<float>(1 - o.betas[1]);
   adamw.beta2 = static_cast<float>(o.betas[1]);
   adamw.eps = static_cast<float>(o.eps);
   adamw.step_size = static_cast<float>(lr / (1 - std::pow(o.betas[0], t)));

@@ -82,7 +82,8 @@ struct Hyper {
 
   AdamW at_step(int t) const {
     AdamW adamw;
-    adamw.beta1 = static_cast<float>(beta1);
+    adamw.rest1 = static_cast<float>(1 - beta1);
+    adamw.rest2 = static_cast<float>(1 - beta2);
     adamw.beta2 = static_cast<float>(beta2);
     adamw.eps = static_cast<float>(eps);
     adamw.step_size = static_cast<float>(lr / (1 - std::pow(beta1, t)));
@@ -119,8 +120,8 @@ struct ExactState {
 constexpr int kSteps = 5;
 
 // A step moves an element by about lr. Five steps: roundings of |p| < 5 to 2.4e-7 each, and of the
-// step itself to 1e-5 (1 - 0.999f is 1.3e-5 off 0.001).
-constexpr double kMoved = kSteps * (2.4e-7 + 1e-2 * 1e-5);
+// step itself to a few of 6e-8.
+constexpr double kMoved = kSteps * (2.4e-7 + 1e-2 * 1e-6);
 
 TEST(FusedUpdate, FollowsTheFormulaInFp64) {
   const Hyper hyper;
