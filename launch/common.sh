@@ -38,5 +38,7 @@ on_ranks() {
   shift
   local -a options=(--quiet --oversubscribe --bind-to none -n "$ranks")
   [[ $(id -u) -ne 0 ]] || options+=(--allow-run-as-root)
-  OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) mpirun "${options[@]}" "$@" </dev/null
+  local term=${TERM:-dumb}
+  [[ -t 1 ]] || term=dumb  # mpirun's ranks always see a terminal; plain lines for a log
+  TERM=$term OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) mpirun "${options[@]}" "$@" </dev/null
 }

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/files.h"
 #include "core/metrics.h"
+#include "core/pack.h"
 #include "dist/mesh.h"
 #include "dist/trainer.h"
 #include "models/hf_export.h"
@@ -63,12 +64,19 @@ void check_output(const std::string& output) {
 // A sequence that fits in no micro-batch would stop the run only after its folder has been begun.
 void check_lengths(const RunConfig& config, const dist::RunData& data) {
   const int64_t most = config.batch.max_tokens_per_rank;
+  auto check_length = [&](const TokenFile& file, const char* what, int64_t i, int64_t length) {
+    SAFEGRAD_CHECK(length <= most, ConfigError,
+                   "batch.max_tokens_per_rank: got {}, but {} {} of {} has {} tokens; raise it, or "
+                   "prepare the file "
+                   "with a smaller --max-length",
+                   most, what, i, file.path(), length);
+  };
   auto check_file = [&](const TokenFile& file) {
-    for (int64_t i = 0; i < file.size(); ++i) {
-      SAFEGRAD_CHECK(file.length(i) <= most, ConfigError,
-                     "batch.max_tokens_per_rank: got {}, but sequence {} of {} has {} tokens; "
-                     "raise it, or prepare the file with a smaller --max-length",
-                     most, i, file.path(), file.length(i));
+    for (int64_t i = 0; i < file.size(); ++i) check_length(file, "sequence", i, file.length(i));
+    if (!file.has_choices()) return;
+    const auto lengths = group_lengths(file);
+    for (size_t g = 0; g < lengths.size(); ++g) {
+      check_length(file, "choice group", static_cast<int64_t>(g), lengths[g]);
     }
   };
   if (data.task) check_file(*data.task);

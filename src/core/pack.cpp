@@ -133,4 +133,14 @@ PackedChoices pack_choices(const std::vector<int64_t>& groups, const TokenFile& 
   return result;
 }
 
+std::vector<int64_t> group_lengths(const TokenFile& file) {
+  std::vector<int64_t> lengths(static_cast<size_t>(file.groups()), 0);
+  for (int64_t i = 0; i < file.size(); ++i) {
+    int64_t& length = lengths[static_cast<size_t>(file.group(i))];
+    if (length == 0) length = prompt_length(file, i);
+    length += file.scored(i) - 1;
+  }
+  return lengths;
+}
+
 }  // namespace safegrad

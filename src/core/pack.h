@@ -45,4 +45,8 @@ struct PackedChoices {
 PackedChoices pack_choices(const std::vector<int64_t>& groups, const TokenFile& file,
                            const std::vector<std::vector<int64_t>>& members);
 
+/// Tokens that each choice group takes in a batch: its prompt once, and each candidate but its last
+/// token.
+std::vector<int64_t> group_lengths(const TokenFile& file);
+
 }  // namespace safegrad

@@ -60,14 +60,14 @@ Planner::Planner(std::vector<Stream> streams, int64_t ranks, int64_t max_tokens,
       total_task_samples_(total_task_samples),
       scored_cost_(scored_cost),
       epochs_(streams_.size()) {
-  for (size_t k = 0; k < streams_.size(); ++k) {
-    const auto& lengths = streams_[k].lengths;
+  for (const Stream& stream : streams_) {
+    const auto& lengths = stream.lengths;
     const auto longest = std::max_element(lengths.begin(), lengths.end());
     SAFEGRAD_CHECK(
         longest == lengths.end() || *longest <= max_tokens, DataError,
-        "batch.max_tokens_per_rank is {}, but sequence {} of data.{} has {} tokens: raise "
+        "batch.max_tokens_per_rank is {}, but sequence {} of a data set has {} tokens: raise "
         "the budget or prepare the data with a smaller --max-length",
-        max_tokens, longest - lengths.begin(), k == 0 ? "task" : "align", *longest);
+        max_tokens, longest - lengths.begin(), *longest);
   }
 }
 

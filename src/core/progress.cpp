@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 #include <fmt/format.h>
@@ -40,6 +42,13 @@ std::string cut(const std::string& text, int width) {
     if (starts && column++ == width) break;
   }
   return text.substr(0, end);
+}
+
+/// mpirun gives its ranks a terminal of its own even when its output goes to a file; who starts it
+/// then sets TERM=dumb (launch scripts do).
+bool is_terminal(std::FILE* stream) {
+  const char* term = std::getenv("TERM");
+  return isatty(fileno(stream)) == 1 && !(term && std::string_view(term) == "dumb");
 }
 
 std::string bar(double share, int width) {
@@ -138,7 +147,7 @@ ProgressLine::ProgressLine(std::FILE* stream, int64_t total_steps, std::string a
       total_steps_(total_steps),
       align_label_(std::move(align_label)),
       plain_interval_s_(plain_interval_s),
-      terminal_(isatty(fileno(stream)) == 1) {}
+      terminal_(is_terminal(stream)) {}
 
 void ProgressLine::show(const StepRecord& record) {
   if (recent_seconds_.size() == kMedianOf) recent_seconds_.erase(recent_seconds_.begin());

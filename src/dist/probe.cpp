@@ -81,13 +81,8 @@ void Probe::judge_groups(const std::vector<int64_t>& groups, Engine& engine,
 std::map<std::string, double> Probe::run_choices(Engine& engine, Mesh& mesh,
                                                  int64_t max_tokens) const {
   Stream stream;
-  for (const auto& sequences : members_) {
-    int64_t length = 0;
-    for (int64_t i : sequences) length += file_->scored(i) - 1;
-    length += file_->length(sequences[0]) - file_->scored(sequences[0]);
-    stream.lengths.push_back(length);
-    stream.scored.push_back(0);
-  }
+  stream.lengths = group_lengths(*file_);
+  stream.scored.assign(members_.size(), 0);
   stream.per_step = static_cast<int64_t>(members_.size());
   const StepPlan plan = Planner({stream}, mesh.world().size(), max_tokens, 0, 0, 0.0).plan(0);
   std::vector<double> wins(file_->classes().size(), 0.0);

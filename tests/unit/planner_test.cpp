@@ -237,7 +237,7 @@ TEST(Planner, ASampleLongerThanTheBudgetIsRefusedByName) {
       [&] {
         planner({task, align}, {.max_tokens = 64});
       },
-      {"batch.max_tokens_per_rank", "64", "sequence 2", "data.align", "65", "max-length"});
+      {"batch.max_tokens_per_rank", "64", "sequence 2", "65", "max-length"});
   EXPECT_NO_THROW(planner({task, align}, {.max_tokens = 65}));
 }
 
