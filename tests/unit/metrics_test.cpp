@@ -325,6 +325,15 @@ TEST(ProgressLine, TerminalIsRedrawnInPlaceWithinItsWidth) {
   size.ws_col = 50;
   ASSERT_EQ(ioctl(controller, TIOCSWINSZ, &size), 0);
 
+  setenv("TERM", "dumb", 1);  // who starts ranks under a pseudo-terminal asks for plain lines so
+  ProgressLine plain(terminal, 50, "kl");
+  plain.show(typical());
+  char buffer[4096];
+  const ssize_t plain_read = read(controller, buffer, sizeof buffer);
+  ASSERT_GT(plain_read, 0);
+  EXPECT_EQ(std::string(buffer, static_cast<size_t>(plain_read)).find('\x1b'), std::string::npos);
+
+  setenv("TERM", "xterm", 1);
   ProgressLine progress(terminal, 50, "kl");
   progress.show(typical());
   StepRecord next = typical();
@@ -332,7 +341,6 @@ TEST(ProgressLine, TerminalIsRedrawnInPlaceWithinItsWidth) {
   progress.show(next);
   progress.finish();
   progress.finish();  // the line is ended once
-  char buffer[4096];
   const ssize_t size_read = read(controller, buffer, sizeof buffer);
   std::fclose(terminal);
   close(controller);
