@@ -7,9 +7,8 @@
 #include <unistd.h>
 
 namespace safegrad::testing {
-namespace {
 
-at::Tensor read(const TensorView& view) {
+at::Tensor read_tensor(const TensorView& view) {
   at::Tensor result = at::empty(view.shape, at::kDouble);
   double* out = result.data_ptr<double>();
   for (int64_t i = 0; i < view.numel(); ++i) {
@@ -37,15 +36,17 @@ at::Tensor read(const TensorView& view) {
   return result;
 }
 
+namespace {
+
 // A slice of gold's sequences as a token file in the temporary folder, one a process.
 std::unique_ptr<TokenFile> slice(const SafetensorsFile& gold, const std::string& stem,
                                  int64_t first, int64_t last) {
-  const at::Tensor offsets = read(gold.at("offsets")).to(at::kLong);
+  const at::Tensor offsets = read_tensor(gold.at("offsets")).to(at::kLong);
   const int64_t begin = offsets[first].item<int64_t>(), end = offsets[last].item<int64_t>();
   const at::Tensor tokens =
-      read(gold.at("tokens")).to(at::kInt).narrow(0, begin, end - begin).contiguous();
+      read_tensor(gold.at("tokens")).to(at::kInt).narrow(0, begin, end - begin).contiguous();
   const at::Tensor mask =
-      read(gold.at("loss_mask")).to(at::kByte).narrow(0, begin, end - begin).contiguous();
+      read_tensor(gold.at("loss_mask")).to(at::kByte).narrow(0, begin, end - begin).contiguous();
   const at::Tensor bounds = (offsets.narrow(0, first, last - first + 1) - begin).contiguous();
   const std::string path =
       fmt::format("{}/safegrad-gold-{}-{}.safetensors",
@@ -94,7 +95,7 @@ Gold::Gold(const std::string& name)
 }
 
 at::Tensor Gold::tensor(const std::string& name) const {
-  return read(file_.at(name));
+  return read_tensor(file_.at(name));
 }
 double Gold::number(const std::string& name) const {
   return tensor(name).item<double>();

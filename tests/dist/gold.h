@@ -16,6 +16,9 @@
 
 namespace safegrad::testing {
 
+/// A tensor of a safetensors file as f64.
+at::Tensor read_tensor(const TensorView& view);
+
 /// One folder of tests/gold/data: the model, its packed sequences as two token files, and the
 /// expected numbers.
 class Gold {

@@ -192,5 +192,42 @@ TEST(GoldLogits, EqualTransformers) {
   }
 }
 
+// The real model, made by tools/smollm2.py: logits at 64 words of the vocabulary, at every position
+// of three sequences.
+TEST(GoldLogits, SmolLM2EqualsTransformers) {
+  const SafetensorsFile gold(SAFEGRAD_SOURCE_DIR "/tests/gold/data/smollm2.safetensors");
+  ModelSection section;
+  section.path = SAFEGRAD_SOURCE_DIR "/models/smollm2-135m-instruct";
+  const auto model = models::open_model(section, 0);
+  dist::Mesh mesh(world(), 0);
+  dist::Engine engine(*model.decoder, mesh, {});
+  engine.load(*model.weights);
+  const at::Tensor offsets = read_tensor(gold.at("offsets")).to(at::kLong);
+  PackedBatch batch;
+  batch.tokens = read_tensor(gold.at("tokens")).to(at::kLong);
+  batch.cu_seqlens.assign(offsets.data_ptr<int64_t>(),
+                          offsets.data_ptr<int64_t>() + offsets.numel());
+  std::vector<at::Tensor> positions;
+  for (int64_t n = 0; n < batch.sequences(); ++n) {
+    const auto i = static_cast<size_t>(n);
+    positions.push_back(at::arange(batch.cu_seqlens[i + 1] - batch.cu_seqlens[i], at::kLong));
+  }
+  batch.positions = at::cat(positions);
+  batch.segments = batch.scored_segments = {0, batch.size()};
+  batch.scored = at::arange(batch.size(), at::kLong);
+  const at::Tensor h = engine.hidden(batch);
+  at::Tensor logits;
+  engine.with_head(
+      [&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()).to(at::kDouble); });
+
+  const at::Tensor ids = read_tensor(gold.at("vocab_ids")).to(at::kLong);
+  const at::Tensor difference =
+      (logits.index_select(1, ids) - read_tensor(gold.at("logits"))).abs();
+  EXPECT_LT(difference.max().item<double>(),
+            1e-3);  // the promise; 30 layers of float32 sums differ in their order
+  const at::Tensor lse = (logits.logsumexp(1) - read_tensor(gold.at("logsumexp"))).abs();
+  EXPECT_LT(lse.max().item<double>(), 1e-3);
+}
+
 }  // namespace
 }  // namespace safegrad::testing
