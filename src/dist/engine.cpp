@@ -64,7 +64,9 @@ void Engine::load(const WeightSource& weights) {
   if (frozen_head_unit_) load_reference_head(weights);
 }
 
-void Engine::load_reference_head(const WeightSource& weights) { frozen_head_unit_->load(weights); }
+void Engine::load_reference_head(const WeightSource& weights) {
+  frozen_head_unit_->load(weights);
+}
 
 uint64_t Engine::fingerprint() {
   uint64_t sum = 0;

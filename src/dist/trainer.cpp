@@ -319,12 +319,16 @@ void Trainer::describe(StepRecord& record, const StepPlan& plan, int64_t index) 
 }
 
 std::map<std::string, std::map<std::string, double>> Trainer::run_probes(int64_t finished) {
-  std::map<std::string, std::map<std::string, double>> results;
-  engine_.begin_step();
+  std::vector<const Probe*> due;  // by the step's number alone: the same on every rank
   for (const Probe& probe : probes_) {
-    const bool due = finished == total_steps_ ||
-                     (probe.every_steps() > 0 && finished % probe.every_steps() == 0);
-    if (due) results[probe.name()] = probe.run(engine_, mesh_, config_.batch.max_tokens_per_rank);
+    const int64_t every = probe.every_steps();
+    if (finished == total_steps_ || (every > 0 && finished % every == 0)) due.push_back(&probe);
+  }
+  std::map<std::string, std::map<std::string, double>> results;
+  if (due.empty()) return results;
+  engine_.begin_step();
+  for (const Probe* probe : due) {
+    results[probe->name()] = probe->run(engine_, mesh_, config_.batch.max_tokens_per_rank);
   }
   engine_.release_resident();
   return results;
