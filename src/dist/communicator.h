@@ -27,6 +27,12 @@ class Work {
   virtual void wait() = 0;
 };
 
+/// Memory for shards [n] of one buffer; see Communicator::allocate_shards.
+struct ShardMemory {
+  at::Tensor own;  ///< [n] this rank's shard
+  at::Tensor all;  ///< [n * size()] every rank's shard in rank order, or undefined
+};
+
 /// A fixed set of ranks that issue the same collectives in the same order. Tensors are contiguous
 /// and on this rank's device. Sums run in rank order on every rank, so results are the same bits
 /// every run. A failure throws CommError with rank, operation and the backend's text. Every backend
@@ -37,7 +43,13 @@ class Communicator {
   virtual int rank() const = 0;  ///< [0, size())
   virtual int size() const = 0;
 
-  /// full [n * size()] <- shard [n] of all ranks, in rank order.
+  /// Zeros for a shard on every rank. Where all ranks share a machine, `all` is the memory of all
+  /// of them: gathering it moves nothing. Its owner may write a shard only while no rank reads it,
+  /// so there is a collective between any rank's last read and the write, and another between the
+  /// write and the next read. Collective.
+  virtual ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) = 0;
+  /// full [n * size()] <- shard [n] of all ranks, in rank order. Counted alike where they come from
+  /// allocate_shards.
   virtual std::unique_ptr<Work> all_gather(at::Tensor full, at::Tensor shard) = 0;
   /// shard [n] <- this rank's n elements of the sum over ranks of full [n * size()].
   virtual std::unique_ptr<Work> reduce_scatter(at::Tensor shard, at::Tensor full) = 0;

@@ -60,12 +60,23 @@ Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
 }
 
 void Engine::load(const WeightSource& weights) {
-  for (ShardedUnit& unit : units_) unit.load(weights);
-  if (frozen_head_unit_) load_reference_head(weights);
+  agree(mesh_.world(), [&] {
+    for (ShardedUnit& unit : units_) unit.load(weights);
+    if (frozen_head_unit_) frozen_head_unit_->load(weights);
+  });
 }
 
 void Engine::load_reference_head(const WeightSource& weights) {
-  frozen_head_unit_->load(weights);
+  agree(mesh_.world(), [&] { frozen_head_unit_->load(weights); });
+}
+
+// Before: every rank's backward is over, since all have sent the step's scalars. After: ranks that
+// see each other's shards must not read one that is still being written.
+void Engine::update(const std::vector<double>& coefficients, const AdamW& adamw) {
+  clock_.enter(Phase::optimizer);
+  for (ShardedUnit& unit : units_) unit.update(coefficients, adamw);
+  clock_.enter(Phase::wait);
+  mesh_.shard_group().barrier();
 }
 
 uint64_t Engine::fingerprint() {

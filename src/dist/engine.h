@@ -42,9 +42,9 @@ class Engine {
   Engine(CausalLM& model, Mesh& mesh, EngineOptions options);
 
   /// Reads every parameter's range of this rank; keeps a frozen copy of the head for the KL where
-  /// the head trains.
+  /// the head trains. Collective: where a rank cannot read, JobFailed leaves on all.
   void load(const WeightSource& weights);
-  /// The frozen head from elsewhere than load() took it.
+  /// The frozen head from elsewhere than load() took it. Collective, as load().
   void load_reference_head(const WeightSource& weights);
   /// Content hash of the weights, the same for every sharding. Communicates (one gather of words).
   uint64_t fingerprint();
@@ -67,6 +67,10 @@ class Engine {
   /// batch), gradients into the units. `first`: the step's first contribution of these objectives.
   PassSums forward_backward(const PackedBatch& batch, const std::vector<size_t>& active,
                             bool first);
+
+  /// g = Σ_k coefficients[k] · gradient k, and AdamW, on every shard. Collective; all ranks have
+  /// exchanged the step's scalars, so that none is still reading weights.
+  void update(const std::vector<double>& coefficients, const AdamW& adamw);
 
   /// Forward only. h [S, D]: final-normed hidden states of the scored rows.
   at::Tensor hidden(const PackedBatch& batch);

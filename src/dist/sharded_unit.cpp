@@ -33,7 +33,9 @@ FlatGroup::FlatGroup(std::vector<Parameter*> parameters, int rank, int ranks)
     offsets_.push_back(used_);
     used_ += p->numel();
   }
-  shard_numel_ = (used_ + ranks - 1) / ranks;
+  // Whole cache lines: neighbours' shards may lie side by side, and both are written.
+  constexpr int64_t kLine = 16;
+  shard_numel_ = (used_ + ranks * kLine - 1) / (ranks * kLine) * kLine;
   const int64_t shard_begin = rank * shard_numel_, shard_end = shard_begin + shard_numel_;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const int64_t begin = std::max(offsets_[i], shard_begin);
@@ -74,30 +76,37 @@ ShardedUnit::ShardedUnit(const Unit& unit, size_t objectives, const ShardingOpti
       mesh_(mesh),
       pool_(pool),
       trainable_{FlatGroup(select(unit, true), mesh.shard_group().rank(), mesh.shards()),
-                 {},
-                 {},
                  mesh.shards() > 1,
+                 {},
+                 {},
                  {}},
       frozen_{options.replicate_frozen
                   ? FlatGroup(select(unit, false), 0, 1)
                   : FlatGroup(select(unit, false), mesh.shard_group().rank(), mesh.shards()),
-              {},
-              {},
               mesh.shards() > 1 && !options.replicate_frozen,
+              {},
+              {},
               {}},
       accumulated_(objectives),
       gradient_full_(objectives) {
   if (trains()) {
     const int64_t n = trainable_.group.shard_numel();
-    master_ = at::zeros({n}, at::kFloat);
+    allocate(trainable_);
+    const bool same_dtype = options.compute_dtype == at::kFloat;
+    master_ = same_dtype ? trainable_.memory.own : at::zeros({n}, at::kFloat);
     m_ = at::zeros({n}, at::kFloat);
     v_ = at::zeros({n}, at::kFloat);
     for (at::Tensor& a : accumulated_) a = at::zeros({n}, at::kFloat);
-    trainable_.shard =
-        options.compute_dtype == at::kFloat ? master_ : at::zeros({n}, options.compute_dtype);
   }
-  if (!frozen_.group.empty()) {
-    frozen_.shard = at::zeros({frozen_.group.shard_numel()}, options.compute_dtype);
+  if (!frozen_.group.empty()) allocate(frozen_);
+}
+
+void ShardedUnit::allocate(Part& part) {
+  const int64_t n = part.group.shard_numel();
+  if (part.sharded) {
+    part.memory = mesh_.shard_group().allocate_shards(n, options_.compute_dtype);
+  } else {
+    part.memory.own = part.memory.all = at::zeros({n}, options_.compute_dtype);
   }
 }
 
@@ -117,15 +126,15 @@ void ShardedUnit::load(const WeightSource& weights) {
   };
   if (trains()) {
     read(trainable_.group, master_);
-    if (!trainable_.shard.is_same(master_)) trainable_.shard.copy_(master_);
+    if (!trainable_.memory.own.is_same(master_)) trainable_.memory.own.copy_(master_);
   }
   if (frozen_.group.empty()) return;
   if (options_.compute_dtype == at::kFloat) {
-    read(frozen_.group, frozen_.shard);
+    read(frozen_.group, frozen_.memory.own);
   } else {
     at::Tensor staging = at::zeros({frozen_.group.shard_numel()}, at::kFloat);
     read(frozen_.group, staging);
-    frozen_.shard.copy_(staging);
+    frozen_.memory.own.copy_(staging);
   }
 }
 
@@ -144,18 +153,15 @@ uint64_t ShardedUnit::fingerprint() const {
   if (trains()) add(trainable_.group, master_);
   // Replicated weights are on every rank: the first one speaks for all.
   const bool speaks = frozen_.sharded || mesh_.shard_group().rank() == 0;
-  if (!frozen_.group.empty() && speaks) add(frozen_.group, frozen_.shard);
+  if (!frozen_.group.empty() && speaks) add(frozen_.group, frozen_.memory.own);
   return sum;
 }
 
 void ShardedUnit::start_gather(Part& part) {
   if (part.group.empty()) return;
-  if (part.sharded) {
-    part.full = pool_.take(part.group.numel(), options_.compute_dtype);
-    part.work = mesh_.shard_group().all_gather(part.full, part.shard);
-  } else {
-    part.full = part.shard;
-  }
+  part.full = part.memory.all.defined() ? part.memory.all
+                                        : pool_.take(part.group.numel(), options_.compute_dtype);
+  if (part.sharded) part.work = mesh_.shard_group().all_gather(part.full, part.memory.own);
 }
 
 void ShardedUnit::start_gather() {
@@ -180,7 +186,7 @@ void ShardedUnit::finish_gather() {
 void ShardedUnit::release(Part& part) {
   if (part.group.empty()) return;
   part.group.view_values({});
-  if (part.sharded) pool_.give_back(std::move(part.full));
+  if (!part.memory.all.defined()) pool_.give_back(std::move(part.full));
   part.full = at::Tensor();
 }
 
@@ -268,7 +274,7 @@ void ShardedUnit::update(const std::vector<double>& coefficients, const AdamW& a
     fused_update(accumulated_, coefficients, o.parameter->shape.size() > 1 ? adamw : undecayed,
                  o.offset, o.offset + (o.end - o.begin), master_, m_, v_);
   }
-  if (!trainable_.shard.is_same(master_)) trainable_.shard.copy_(master_);
+  if (!trainable_.memory.own.is_same(master_)) trainable_.memory.own.copy_(master_);
 }
 
 }  // namespace safegrad::dist

@@ -88,8 +88,8 @@ class ShardedUnit {
 
   /// gram += inner products of this rank's accumulated gradients.
   void add_inner_products(Gram& gram) const;
-  /// Fused combine + AdamW on this rank's shard. Vectors (one-dimensional parameters) take no
-  /// weight decay.
+  /// Fused combine + AdamW on this rank's shard, which other ranks may see
+  /// (Communicator::allocate_shards). Vectors (one-dimensional parameters) take no weight decay.
   void update(const std::vector<double>& coefficients, const AdamW& adamw);
   /// This rank's accumulated gradient of objective k, [S] f32, for tests and checks.
   const at::Tensor& gradient_shard(size_t k) const { return accumulated_[k]; }
@@ -97,9 +97,9 @@ class ShardedUnit {
  private:
   struct Part {
     FlatGroup group;
-    at::Tensor shard;  // [S] compute dtype: what a gather sends
-    at::Tensor full;   // [P] while gathered
     bool sharded;
+    ShardMemory memory;  // [S] compute dtype: what a gather sends
+    at::Tensor full;     // [P] while gathered
     std::unique_ptr<Work> work;
   };
   struct Reduction {
@@ -107,6 +107,7 @@ class ShardedUnit {
     at::Tensor input, output;
     std::unique_ptr<Work> work;
   };
+  void allocate(Part& part);
   void start_gather(Part& part);
   void release(Part& part);
   bool lends_accumulators() const;

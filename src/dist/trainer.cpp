@@ -114,7 +114,7 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
       planner_(make_planner(config, data, objectives_, model, mesh.world().size())),
       rule_{config.objective.rule, config.objective.rho, config.objective.cagrad_c},
       gram_(engine_.objectives()) {
-  agree(mesh_.world(), [&] { engine_.load(weights); });
+  engine_.load(weights);
   const uint64_t fingerprint = engine_.fingerprint();
   auto reference = [&](const ObjectiveData& objective) {
     references_.push_back(std::make_shared<const ReferenceCache>(
@@ -254,7 +254,6 @@ Trainer::Totals Trainer::reduce(const PassSums& sums) {
 }
 
 void Trainer::update(int64_t index, double clip, const std::vector<double>& tokens) {
-  engine_.clock().enter(Phase::optimizer);
   ++updates_;
   const OptimizerSection& o = config_.optimizer;
   const double lr = o.lr * schedule_factor(config_.schedule, index, total_steps_);
@@ -270,7 +269,7 @@ void Trainer::update(int64_t index, double clip, const std::vector<double>& toke
   std::vector<double> per_sum;  // coefficients of the summed, not averaged, gradients
   for (size_t k = 0; k < coefficients_.size(); ++k)
     per_sum.push_back(clip * coefficients_[k] / tokens[k]);
-  for (ShardedUnit& unit : engine_.units()) unit.update(per_sum, adamw);
+  engine_.update(per_sum, adamw);
 }
 
 // The authors divide the KL over all positions by the number of response tokens, so the count is of
@@ -363,7 +362,7 @@ std::map<std::string, std::map<std::string, double>> evaluate_probes(const RunCo
   options.sharding.compute_dtype = scalar_type(config.model.dtype);
   options.sharding.replicate_frozen = config.parallel.frozen == FrozenWeights::replicated;
   Engine engine(model, mesh, options);
-  agree(mesh.world(), [&] { engine.load(weights); });
+  engine.load(weights);
   std::map<std::string, std::map<std::string, double>> results;
   engine.begin_step();
   for (size_t i = 0; i < config.probe.size(); ++i) {

@@ -1,0 +1,16 @@
+// shared_memory.h: one block of memory that all ranks of a machine see.
+#pragma once
+#include <cstddef>
+#include <memory>
+
+#include "dist/communicator.h"
+
+namespace safegrad::dist {
+
+/// `bytes` of zeroed memory that every rank of `comm` maps, each at an address of its own; null on
+/// every rank where they cannot all map it (several machines, containers that hide their processes
+/// from each other). It is not in /dev/shm, whose size does not bound it, and goes away with its
+/// last user. Collective.
+std::shared_ptr<std::byte> map_shared_memory(Communicator& comm, size_t bytes);
+
+}  // namespace safegrad::dist

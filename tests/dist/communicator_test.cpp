@@ -1,0 +1,138 @@
+// communicator_test.cpp: every collective against what it should give, on any number of ranks.
+#include "dist/communicator.h"
+
+#include <numeric>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "dist/rank_main.h"
+#include "dist/shared_memory.h"
+
+namespace safegrad::testing {
+namespace {
+
+// What rank r has: n different numbers whose sums are exact in float32.
+at::Tensor values_of(int rank, int64_t n) {
+  return at::arange(n, at::kFloat) + static_cast<float>(1000 * rank);
+}
+
+at::Tensor values_of_all(int ranks, int64_t n) {
+  std::vector<at::Tensor> parts;
+  for (int r = 0; r < ranks; ++r) parts.push_back(values_of(r, n));
+  return at::cat(parts);
+}
+
+// Less than a message, a piece that is not whole, and several pieces.
+constexpr int64_t kSizes[] = {1, 7, 70'001, 500'003};
+
+TEST(Communicator, AllGatherPutsShardsInRankOrder) {
+  const auto comm = world();
+  for (int64_t n : kSizes) {
+    const at::Tensor full = at::empty({n * comm->size()}, at::kFloat);
+
+    comm->all_gather(full, values_of(comm->rank(), n))->wait();
+
+    EXPECT_TRUE(full.equal(values_of_all(comm->size(), n))) << n;
+  }
+}
+
+TEST(Communicator, ReduceScatterSumsEachRanksSlice) {
+  const auto comm = world();
+  for (int64_t n : kSizes) {
+    at::Tensor expected = at::zeros({n}, at::kFloat);
+    for (int r = 0; r < comm->size(); ++r)
+      expected += values_of(r, n * comm->size()).narrow(0, comm->rank() * n, n);
+    const at::Tensor shard = at::empty({n}, at::kFloat);
+
+    comm->reduce_scatter(shard, values_of(comm->rank(), n * comm->size()))->wait();
+
+    EXPECT_TRUE(shard.equal(expected)) << n;
+  }
+}
+
+TEST(Communicator, AllReduceSumsSizesThatDoNotDivide) {
+  const auto comm = world();
+  for (int64_t n : kSizes) {
+    at::Tensor expected = at::zeros({n}, at::kFloat);
+    for (int r = 0; r < comm->size(); ++r) expected += values_of(r, n);
+    at::Tensor own = values_of(comm->rank(), n);
+
+    comm->all_reduce(own);
+
+    EXPECT_TRUE(own.equal(expected)) << n;
+  }
+}
+
+TEST(Communicator, CollectivesUnderWayDoNotMix) {
+  const auto comm = world();
+  constexpr int64_t kNumel = 100'000;
+  std::vector<at::Tensor> gathered, reduced;
+  std::vector<std::unique_ptr<dist::Work>> works;
+  for (int i = 0; i < 3; ++i) {
+    gathered.push_back(at::empty({kNumel * comm->size()}, at::kFloat));
+    works.push_back(comm->all_gather(gathered.back(), values_of(comm->rank(), kNumel) + i));
+    reduced.push_back(at::empty({kNumel}, at::kFloat));
+    works.push_back(comm->reduce_scatter(
+        reduced.back(), at::full({kNumel * comm->size()}, static_cast<float>(i + 1))));
+  }
+
+  for (const auto& work : works) work->wait();
+
+  for (int i = 0; i < 3; ++i) {
+    const auto which = static_cast<size_t>(i);
+    EXPECT_TRUE(gathered[which].equal(values_of_all(comm->size(), kNumel) + i)) << i;
+    EXPECT_TRUE(reduced[which].eq(static_cast<float>((i + 1) * comm->size())).all().item<bool>());
+  }
+}
+
+TEST(Communicator, ShardsOfOneMachineNeedNoGather) {
+  const auto comm = world();
+  if (comm->size() == 1) GTEST_SKIP() << "one rank shares nothing";
+  constexpr int64_t kNumel = 12'345;
+  const dist::ShardMemory memory = comm->allocate_shards(kNumel, at::kFloat);
+  ASSERT_TRUE(memory.all.defined()) << "the test's ranks run on one machine";
+  EXPECT_FALSE(memory.all.any().item<bool>()) << "fresh memory is zero";
+  comm->barrier();
+  memory.own.copy_(values_of(comm->rank(), kNumel));
+  comm->barrier();
+
+  EXPECT_TRUE(memory.all.equal(values_of_all(comm->size(), kNumel)));
+  comm->all_gather(memory.all, memory.own)->wait();
+  EXPECT_EQ(comm->traffic().at("all_gather").calls, 1) << "counted as if it had travelled";
+  EXPECT_EQ(comm->traffic().at("all_gather").bytes, (comm->size() - 1) * kNumel * 4);
+  EXPECT_TRUE(memory.all.equal(values_of_all(comm->size(), kNumel)));
+  comm->barrier();
+}
+
+TEST(Communicator, SharedMemoryOutlivesItsCommunicator) {
+  at::Tensor all;
+  {
+    const auto comm = world();
+    const dist::ShardMemory memory = comm->allocate_shards(64, at::kInt);
+    memory.own.fill_(comm->rank());
+    comm->barrier();
+    all = memory.all;
+  }
+  if (!all.defined()) GTEST_SKIP() << "one rank shares nothing";
+
+  EXPECT_EQ(all[all.size(0) - 1].item<int>(), world()->size() - 1);
+}
+
+TEST(Communicator, MemoryThatCannotBeHadIsRefusedOnEveryRank) {
+  const auto comm = world();
+
+  EXPECT_EQ(dist::map_shared_memory(*comm, size_t{1} << 62), nullptr);
+}
+
+TEST(Communicator, SizesThatDoNotFitAreRefused) {
+  const auto comm = world();
+  const at::Tensor shard = at::zeros({4}, at::kFloat);
+
+  EXPECT_THROW(comm->all_gather(at::zeros({4 * comm->size() + 1}), shard), UsageError);
+  EXPECT_THROW(comm->reduce_scatter(shard, at::zeros({4 * comm->size() + 1})), UsageError);
+}
+
+}  // namespace
+}  // namespace safegrad::testing
