@@ -26,15 +26,24 @@ std::vector<double> sum_over_ranks(Communicator& world, const std::vector<double
   return sum;
 }
 
-std::vector<double> row_log_probabilities(const at::Tensor& h, const at::Tensor& targets,
-                                          const Parameter& head) {
-  std::vector<double> result;
+// Of each scored row: the log-probability of its target, and whether no other token has more.
+struct ScoredRows {
+  std::vector<double> log_p;
+  std::vector<bool> greedy;
+};
+
+ScoredRows score_rows(const at::Tensor& h, const at::Tensor& targets, const Parameter& head) {
+  ScoredRows result;
   for (int64_t begin = 0; begin < h.size(0); begin += kHeadChunk) {
     const int64_t rows = std::min(kHeadChunk, h.size(0) - begin);
     const at::Tensor logits = at::mm(h.narrow(0, begin, rows), head.value.t()).to(at::kFloat);
-    const at::Tensor log_p = log_probabilities(logits, targets.narrow(0, begin, rows)).contiguous();
-    result.insert(result.end(), log_p.const_data_ptr<double>(),
-                  log_p.const_data_ptr<double>() + rows);
+    const at::Tensor chosen = targets.narrow(0, begin, rows);
+    const at::Tensor log_p = log_probabilities(logits, chosen).contiguous();
+    const at::Tensor greedy = logits.argmax(1).eq(chosen).contiguous();
+    const double* p = log_p.const_data_ptr<double>();
+    const bool* g = greedy.const_data_ptr<bool>();
+    result.log_p.insert(result.log_p.end(), p, p + rows);
+    result.greedy.insert(result.greedy.end(), g, g + rows);
   }
   return result;
 }
@@ -58,23 +67,36 @@ std::map<std::string, double> Probe::run(Engine& engine, Mesh& mesh, int64_t max
                               : run_likelihood(engine, mesh, max_tokens);
 }
 
+// Adds to `counts`: for each class the groups that it wins by likelihood, then for each class the
+// groups whose greedy reply begins with one of its candidates.
 void Probe::judge_groups(const std::vector<int64_t>& groups, Engine& engine,
-                         std::vector<double>& wins) const {
+                         std::vector<double>& counts) const {
   const PackedChoices packed = pack_choices(groups, *file_, members_);
   const at::Tensor h = engine.hidden(packed.batch);
-  std::vector<double> log_p;
-  engine.with_head([&](Parameter& head, Parameter&) {
-    log_p = row_log_probabilities(h, packed.batch.targets, head);
-  });
-  std::map<int64_t, double> candidate;  // log-likelihood of each sequence of the file
-  for (size_t i = 0; i < log_p.size(); ++i) candidate[packed.candidates[i]] += log_p[i];
+  ScoredRows rows;
+  engine.with_head(
+      [&](Parameter& head, Parameter&) { rows = score_rows(h, packed.batch.targets, head); });
+  struct Candidate {
+    double log_p = 0;
+    bool greedy = true;
+  };
+  std::map<int64_t, Candidate> candidates;  // by sequence of the file
+  for (size_t i = 0; i < rows.log_p.size(); ++i) {
+    Candidate& candidate = candidates[packed.candidates[i]];
+    candidate.log_p += rows.log_p[i];
+    candidate.greedy = candidate.greedy && rows.greedy[i];
+  }
+  const size_t classes = file_->classes().size();
   for (int64_t group : groups) {
-    std::vector<double> score(file_->classes().size(), -std::numeric_limits<double>::infinity());
+    std::vector<double> score(classes, -std::numeric_limits<double>::infinity());
+    std::vector<bool> greedy(classes, false);
     for (int64_t sequence : members_[static_cast<size_t>(group)]) {
-      double& class_score = score[static_cast<size_t>(file_->choice(sequence))];
-      class_score = log_add(class_score, candidate[sequence]);
+      const auto c = static_cast<size_t>(file_->choice(sequence));
+      score[c] = log_add(score[c], candidates[sequence].log_p);
+      if (candidates[sequence].greedy) greedy[c] = true;
     }
-    wins[static_cast<size_t>(std::max_element(score.begin(), score.end()) - score.begin())] += 1;
+    counts[static_cast<size_t>(std::max_element(score.begin(), score.end()) - score.begin())] += 1;
+    for (size_t c = 0; c < classes; ++c) counts[classes + c] += greedy[c];
   }
 }
 
@@ -85,17 +107,20 @@ std::map<std::string, double> Probe::run_choices(Engine& engine, Mesh& mesh,
   stream.scored.assign(members_.size(), 0);
   stream.per_step = static_cast<int64_t>(members_.size());
   const StepPlan plan = Planner({stream}, mesh.world().size(), max_tokens, 0, 0, 0.0).plan(0);
-  std::vector<double> wins(file_->classes().size(), 0.0);
+  const std::vector<std::string>& classes = file_->classes();
+  std::vector<double> counts(2 * classes.size(), 0.0);
   for (const auto& micro_batch : plan.assignment) {
     std::vector<int64_t> groups;
     for (const Draw& draw : micro_batch[static_cast<size_t>(mesh.world().rank())])
       groups.push_back(draw.sample);
-    judge_groups(groups, engine, wins);
+    judge_groups(groups, engine, counts);
   }
-  wins = sum_over_ranks(mesh.world(), wins);
+  counts = sum_over_ranks(mesh.world(), counts);
+  const auto groups = static_cast<double>(members_.size());
   std::map<std::string, double> shares;
-  for (size_t c = 0; c < wins.size(); ++c) {
-    shares[file_->classes()[c]] = wins[c] / static_cast<double>(members_.size());
+  for (size_t c = 0; c < classes.size(); ++c) {
+    shares[classes[c]] = counts[c] / groups;
+    shares["greedy_" + classes[c]] = counts[classes.size() + c] / groups;
   }
   return shares;
 }

@@ -15,9 +15,11 @@
 namespace safegrad::dist {
 
 /// A token file with choice groups: for each prompt the class whose candidates have the largest
-/// total probability (log-sum-exp of their sequence log-likelihoods) wins; measures: the share of
-/// prompts each class won. A token file without: measures `loss` (cross-entropy per scored token)
-/// and `kl` (KL(p_ref ‖ p) per scored token).
+/// total probability (log-sum-exp of their sequence log-likelihoods) wins. Measures, of each class:
+/// `<class>`, the share of prompts that it won, and `greedy_<class>`, the share of prompts whose
+/// greedy reply begins with one of its candidates (every token of the candidate is the likeliest
+/// one), which need not add up to 1. A token file without: measures `loss` (cross-entropy per
+/// scored token) and `kl` (KL(p_ref ‖ p) per scored token).
 class Probe {
  public:
   /// `reference` is needed by files without choices alone.
@@ -35,7 +37,7 @@ class Probe {
   std::map<std::string, double> run_likelihood(Engine& engine, Mesh& mesh,
                                                int64_t max_tokens) const;
   void judge_groups(const std::vector<int64_t>& groups, Engine& engine,
-                    std::vector<double>& wins) const;
+                    std::vector<double>& counts) const;
 
   std::string name_;
   std::shared_ptr<const TokenFile> file_;

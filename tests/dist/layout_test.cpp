@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "dist/rank_main.h"
+#include "dist/separate_machines.h"
 #include "dist/tiny_job.h"
 
 namespace safegrad::testing {
@@ -91,6 +92,19 @@ TEST_F(Layouts, AnyShardingGivesTheSameLossCurve) {
       expect_same_curve(together(c)->run(0, kSteps), reference);
     }
   }
+}
+
+TEST_F(Layouts, RanksOnSeparateMachinesGiveTheSameBits) {
+  RunConfig c = config();
+  c.output += "-near";
+  write(c);
+  const auto near = together(c);
+  const auto expected = near->run(0, kSteps);
+  c.output += "-far";
+  TinyJob far(c, std::make_unique<SeparateMachines>(world()));
+
+  expect_same_bits(far.run(0, kSteps), expected);
+  EXPECT_EQ(far.weights(), near->weights());
 }
 
 TEST_F(Layouts, LoraWithDropoutDoesNotDependOnTheLayout) {
@@ -237,6 +251,55 @@ TEST_F(Layouts, ProbesDoNotDependOnTheLayout) {
     EXPECT_NEAR(found.at("held-out").at("loss") / expected.at("held-out").at("loss"), 1.0, 1e-5);
     EXPECT_NEAR(found.at("held-out").at("kl") / expected.at("held-out").at("kl"), 1.0, 1e-3);
   }
+}
+
+// The likeliest next token, by a forward pass over the whole text.
+int64_t next_token(dist::Engine& engine, const std::vector<int64_t>& text) {
+  PackedBatch batch;
+  batch.tokens = at::tensor(at::ArrayRef<int64_t>(text), at::kLong);
+  batch.positions = at::arange(batch.tokens.size(0), at::kLong);
+  batch.cu_seqlens = batch.segments = {0, batch.tokens.size(0)};
+  batch.scored = batch.positions.narrow(0, batch.tokens.size(0) - 1, 1);
+  batch.scored_segments = {0, 1};
+  const at::Tensor h = engine.hidden(batch);
+  int64_t token = -1;
+  engine.with_head([&](Parameter& head, Parameter&) {
+    token = at::mm(h, head.value.t()).argmax(1).item<int64_t>();
+  });
+  return token;
+}
+
+TEST_F(Layouts, GreedySharesAreWhatDecodingWouldSay) {
+  RunConfig c = config();
+  write(c);
+  const auto job = together(c);
+  dist::Engine& engine = job->trainer->engine();
+  const int64_t vocab = job->model.decoder->vocab_size();
+  std::vector<Sample> samples;
+  constexpr int32_t kGroups = 8;
+  for (int32_t g = 0; g < kGroups; ++g) {
+    std::vector<int64_t> text = {g + 1, 2 * g + 3, 7};
+    const int64_t first = next_token(engine, text);
+    text.push_back(first);
+    const int64_t second = next_token(engine, text);
+    // Left: two tokens, the greedy ones in every second group, else a wrong one behind or ahead.
+    text.push_back(g % 2 == 0 ? second : (second + 1) % vocab);
+    if (g % 4 == 3) text[3] = (first + 1) % vocab;
+    samples.push_back({text, 3, g, 0});
+    // Right: one token, the greedy one in group 5 alone.
+    text.resize(3);
+    text.push_back(g == 5 ? first : (first + 2) % vocab);
+    samples.push_back({text, 3, g, 1});
+  }
+  c.probe = {{"greedy", folder_.path() + "/greedy.safetensors", 1}};
+  if (all_->rank() == 0) write_token_file(c.probe[0].file, samples, true);
+  all_->barrier();
+
+  const auto shares = together(c)->trainer->run_probes(1).at("greedy");
+
+  EXPECT_EQ(shares.at("greedy_left"), 4.0 / kGroups);
+  EXPECT_EQ(shares.at("greedy_right"), 1.0 / kGroups);
+  EXPECT_EQ(shares.at("left") + shares.at("right"), 1.0);
 }
 
 TEST_F(Layouts, Bfloat16FollowsFloat32) {

@@ -31,37 +31,28 @@ std::span<const std::byte> bytes(const std::vector<T>& values) {
 
 }  // namespace
 
-void write_token_file(const std::string& path, int64_t sequences, int64_t vocab_size, uint64_t seed,
-                      bool choices) {
-  const Philox random(seed);
+void write_token_file(const std::string& path, const std::vector<Sample>& samples, bool choices) {
   std::vector<int32_t> tokens, group, choice;
   std::vector<uint8_t> mask;
   std::vector<int64_t> offsets = {0};
-  auto draw = [&](uint64_t i, uint64_t j) { return random(i, j)[0]; };
-  for (int64_t i = 0; i < sequences; ++i) {
-    const auto prompt =
-        static_cast<uint64_t>(choices ? i / 3 : i);  // candidates share their prompt
-    const int64_t prompt_length = 2 + draw(prompt, 1) % 25,
-                  response = choices ? 1 + i % 3 : 1 + draw(prompt, 2) % 13;
-    for (int64_t t = 0; t < prompt_length + response; ++t) {
-      const bool scored = t >= prompt_length;
-      const uint64_t stream = scored ? 1000 + static_cast<uint64_t>(i) : prompt;
-      tokens.push_back(static_cast<int32_t>(draw(stream, 10 + static_cast<uint64_t>(t)) %
-                                            static_cast<uint64_t>(vocab_size)));
-      mask.push_back(scored);
+  for (const Sample& sample : samples) {
+    for (size_t t = 0; t < sample.tokens.size(); ++t) {
+      tokens.push_back(static_cast<int32_t>(sample.tokens[t]));
+      mask.push_back(t >= sample.prompt_length);
     }
     offsets.push_back(static_cast<int64_t>(tokens.size()));
-    group.push_back(static_cast<int32_t>(i / 3));
-    choice.push_back(static_cast<int32_t>(i % 3 == 0));
+    group.push_back(sample.group);
+    choice.push_back(sample.choice);
   }
+  const auto n = static_cast<int64_t>(samples.size());
   std::vector<SafetensorsWriter::Entry> entries = {
       {"tokens", Dtype::i32, {static_cast<int64_t>(tokens.size())}},
       {"loss_mask", Dtype::u8, {static_cast<int64_t>(mask.size())}},
-      {"offsets", Dtype::i64, {sequences + 1}}};
+      {"offsets", Dtype::i64, {n + 1}}};
   std::map<std::string, std::string> metadata = {{"format", "safegrad.tokens/1"}};
   if (choices) {
-    entries.push_back({"group", Dtype::i32, {sequences}});
-    entries.push_back({"choice", Dtype::i32, {sequences}});
+    entries.push_back({"group", Dtype::i32, {n}});
+    entries.push_back({"choice", Dtype::i32, {n}});
     metadata["classes"] = R"(["left", "right"])";
   }
   SafetensorsWriter writer(path, entries, metadata);
@@ -73,6 +64,27 @@ void write_token_file(const std::string& path, int64_t sequences, int64_t vocab_
     writer.append(bytes(choice));
   }
   writer.finish();
+}
+
+void write_random_token_file(const std::string& path, int64_t sequences, int64_t vocab_size,
+                             uint64_t seed, bool choices) {
+  const Philox random(seed);
+  auto draw = [&](uint64_t i, uint64_t j) { return random(i, j)[0]; };
+  std::vector<Sample> samples;
+  for (int64_t i = 0; i < sequences; ++i) {
+    const auto prompt =
+        static_cast<uint64_t>(choices ? i / 3 : i);  // candidates share their prompt
+    const uint64_t prompt_length = 2 + draw(prompt, 1) % 25;
+    const uint64_t response = choices ? 1 + static_cast<uint64_t>(i % 3) : 1 + draw(prompt, 2) % 13;
+    Sample sample{{}, prompt_length, static_cast<int32_t>(i / 3), i % 3 == 0};
+    for (uint64_t t = 0; t < prompt_length + response; ++t) {
+      const uint64_t stream = t >= prompt_length ? 1000 + static_cast<uint64_t>(i) : prompt;
+      sample.tokens.push_back(
+          static_cast<int64_t>(draw(stream, 10 + t) % static_cast<uint64_t>(vocab_size)));
+    }
+    samples.push_back(std::move(sample));
+  }
+  write_token_file(path, samples, choices);
 }
 
 SharedFolder::SharedFolder(dist::Communicator& world) : owner_(world.rank() == 0) {
@@ -104,10 +116,10 @@ RunConfig tiny_config(const std::string& gold, const std::string& folder) {
 
 void write_tiny_data(const RunConfig& config) {
   const int64_t vocab = models::read_decoder_config(config.model.path + "/config.json").vocab_size;
-  write_token_file(config.data.task, 11, vocab, 1);
-  write_token_file(config.data.align, 7, vocab, 2);
+  write_random_token_file(config.data.task, 11, vocab, 1, false);
+  write_random_token_file(config.data.align, 7, vocab, 2, false);
   for (const ProbeConfig& probe : config.probe)
-    write_token_file(probe.file, 12, vocab, 3, probe.name == "choices");
+    write_random_token_file(probe.file, 12, vocab, 3, probe.name == "choices");
 }
 
 TinyJob::TinyJob(const RunConfig& run, std::unique_ptr<dist::Communicator> ranks)

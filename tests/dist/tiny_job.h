@@ -13,10 +13,18 @@
 
 namespace safegrad::testing {
 
-/// Sequences of 3 to 40 random tokens, the last third of each scored. With `groups`: choice groups
-/// of 3 candidates in 2 classes.
-void write_token_file(const std::string& path, int64_t sequences, int64_t vocab_size, uint64_t seed,
-                      bool choices = false);
+/// One sequence of a token file; `choice` is 0 (class "left") or 1 ("right").
+struct Sample {
+  std::vector<int64_t> tokens;
+  size_t prompt_length;  ///< tokens that are not scored
+  int32_t group = 0, choice = 0;
+};
+
+void write_token_file(const std::string& path, const std::vector<Sample>& samples, bool choices);
+/// Sequences of 3 to 40 random tokens, a prompt and a response. With `choices`: choice groups of 3
+/// candidates in 2 classes.
+void write_random_token_file(const std::string& path, int64_t sequences, int64_t vocab_size,
+                             uint64_t seed, bool choices);
 
 /// A folder that all ranks of `world` share and that goes away with the object.
 class SharedFolder {
