@@ -1,5 +1,6 @@
 // buffer_pool.h: flat buffers for gathers and gradients, allocated once and lent again and again.
 #pragma once
+#include <functional>
 #include <map>
 #include <utility>
 #include <vector>
@@ -12,15 +13,22 @@ namespace safegrad::dist {
 /// memory is flat.
 class BufferPool {
  public:
+  using Allocate = std::function<at::Tensor(int64_t numel, at::ScalarType dtype)>;
+  /// Where `allocate` is collective, so is take: all ranks take and give back in the same order.
+  explicit BufferPool(Allocate allocate) : allocate_(std::move(allocate)) {}
+
   /// A flat tensor of `numel` elements with arbitrary contents.
   at::Tensor take(int64_t numel, at::ScalarType dtype);
   void give_back(at::Tensor buffer);
-  /// Bytes of every buffer ever made.
-  int64_t bytes() const { return bytes_; }
 
  private:
+  Allocate allocate_;
   std::map<std::pair<int64_t, at::ScalarType>, std::vector<at::Tensor>> free_;
-  int64_t bytes_ = 0;
+};
+
+/// The buffers of an engine: those whose contents other ranks add up, and the rest.
+struct Buffers {
+  BufferPool own, reduce_inputs;
 };
 
 }  // namespace safegrad::dist

@@ -48,6 +48,10 @@ class Communicator {
   /// so there is a collective between any rank's last read and the write, and another between the
   /// write and the next read. Collective.
   virtual ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) = 0;
+  /// A buffer [numel] for the input of reduce_scatter, uninitialised. Where all ranks share a
+  /// machine they read each other's in place: every rank reduces the buffer that it got from the
+  /// same call, and waits for reductions in the order in which it started them. Collective.
+  virtual at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) = 0;
   /// full [n * size()] <- shard [n] of all ranks, in rank order. Counted alike where they come from
   /// allocate_shards.
   virtual std::unique_ptr<Work> all_gather(at::Tensor full, at::Tensor shard) = 0;

@@ -45,17 +45,24 @@ struct Engine::Kept {
 };
 
 Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
-    : model_(model), mesh_(mesh), options_(std::move(options)) {
+    : model_(model),
+      mesh_(mesh),
+      options_(std::move(options)),
+      buffers_{
+          BufferPool([](int64_t numel, at::ScalarType dtype) { return at::empty({numel}, dtype); }),
+          BufferPool([&mesh](int64_t numel, at::ScalarType dtype) {
+            return mesh.shard_group().allocate_reduce_input(numel, dtype);
+          })} {
   units_.reserve(model_.units().size());
   for (const Unit& unit : model_.units()) {
-    units_.emplace_back(unit, objectives(), options_.sharding, mesh_, pool_);
+    units_.emplace_back(unit, objectives(), options_.sharding, mesh_, buffers_);
   }
   if (options_.keep_reference_head) {
     frozen_head_ = std::make_unique<Parameter>(model_.head());
     frozen_head_->trainable = false;
     frozen_head_unit_ =
         std::make_unique<ShardedUnit>(Unit{"reference head", {frozen_head_.get()}, false},
-                                      objectives(), options_.sharding, mesh_, pool_);
+                                      objectives(), options_.sharding, mesh_, buffers_);
   }
 }
 

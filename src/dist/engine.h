@@ -52,7 +52,6 @@ class Engine {
   CausalLM& model() { return model_; }
   std::vector<ShardedUnit>& units() { return units_; }
   const std::vector<ShardedUnit>& units() const { return units_; }
-  BufferPool& pool() { return pool_; }
   PhaseClock& clock() { return clock_; }
   size_t objectives() const { return options_.losses.size(); }
   at::ScalarType compute_dtype() const { return options_.sharding.compute_dtype; }
@@ -92,7 +91,7 @@ class Engine {
   CausalLM& model_;
   Mesh& mesh_;
   EngineOptions options_;
-  BufferPool pool_;
+  Buffers buffers_;
   PhaseClock clock_;
   std::vector<ShardedUnit> units_;
   std::unique_ptr<Parameter> frozen_head_;  // p_ref's output matrix where the head trains

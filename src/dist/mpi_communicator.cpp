@@ -9,6 +9,7 @@
 #include <mpi.h>
 
 #include "core/error.h"
+#include "dist/node_reduce.h"
 #include "dist/shared_memory.h"
 
 namespace safegrad::dist {
@@ -170,14 +171,17 @@ class MpiCommunicator : public Communicator {
   int size() const override { return group_.size; }
 
   ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) override {
-    const auto options = at::TensorOptions().dtype(dtype);
-    const auto bytes = static_cast<size_t>(numel * size()) * c10::elementSize(dtype);
-    const auto memory = size() > 1 && bytes > 0 ? map_shared_memory(*this, bytes) : nullptr;
-    if (!memory) return {at::zeros({numel}, options), {}};
-    at::Tensor all = at::from_blob(
-        memory.get(), {numel * size()}, [memory](void*) {}, options);
+    const at::Tensor all =
+        size() > 1 && numel > 0 ? allocate_shared(*this, numel * size(), dtype) : at::Tensor();
+    if (!all.defined()) return {at::zeros({numel}, dtype), {}};
     shared_.push_back(all);
     return {all.narrow(0, rank() * numel, numel), all};
+  }
+
+  at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override {
+    if (!node_) node_ = std::make_unique<NodeReduce>(*this);
+    const at::Tensor buffer = node_->allocate(numel, dtype);
+    return buffer.defined() ? buffer : at::empty({numel}, dtype);
   }
 
   std::unique_ptr<Work> all_gather(at::Tensor full, at::Tensor shard) override {
@@ -193,6 +197,9 @@ class MpiCommunicator : public Communicator {
     if (size() == 1) {
       shard.copy_(full);
       return std::make_unique<NoWork>();
+    }
+    if (node_) {
+      if (auto work = node_->start(shard, full)) return work;
     }
     return std::make_unique<ReduceScatterWork>(group_, std::move(shard), std::move(full),
                                                next_tag());
@@ -263,6 +270,7 @@ class MpiCommunicator : public Communicator {
   Group group_;
   int64_t sequence_ = 0;
   std::vector<at::Tensor> shared_;  // what allocate_shards gave out, seen by every rank
+  std::unique_ptr<NodeReduce> node_;
 };
 
 // What the launcher says the world is, 1 if it says nothing.

@@ -70,11 +70,11 @@ void FlatGroup::zero_padding(at::Tensor& full) const {
 }
 
 ShardedUnit::ShardedUnit(const Unit& unit, size_t objectives, const ShardingOptions& options,
-                         Mesh& mesh, BufferPool& pool)
+                         Mesh& mesh, Buffers& buffers)
     : unit_(unit),
       options_(options),
       mesh_(mesh),
-      pool_(pool),
+      buffers_(buffers),
       trainable_{FlatGroup(select(unit, true), mesh.shard_group().rank(), mesh.shards()),
                  mesh.shards() > 1,
                  {},
@@ -159,8 +159,9 @@ uint64_t ShardedUnit::fingerprint() const {
 
 void ShardedUnit::start_gather(Part& part) {
   if (part.group.empty()) return;
-  part.full = part.memory.all.defined() ? part.memory.all
-                                        : pool_.take(part.group.numel(), options_.compute_dtype);
+  part.full = part.memory.all.defined()
+                  ? part.memory.all
+                  : buffers_.own.take(part.group.numel(), options_.compute_dtype);
   if (part.sharded) part.work = mesh_.shard_group().all_gather(part.full, part.memory.own);
 }
 
@@ -186,7 +187,7 @@ void ShardedUnit::finish_gather() {
 void ShardedUnit::release(Part& part) {
   if (part.group.empty()) return;
   part.group.view_values({});
-  if (!part.memory.all.defined()) pool_.give_back(std::move(part.full));
+  if (!part.memory.all.defined()) buffers_.own.give_back(std::move(part.full));
   part.full = at::Tensor();
 }
 
@@ -202,15 +203,20 @@ bool ShardedUnit::lends_accumulators() const {
   return !trainable_.sharded && options_.compute_dtype == at::kFloat;
 }
 
+// Layers write where the reduction reads, unless it needs another dtype.
+BufferPool& ShardedUnit::gradient_buffers() {
+  return options_.compute_dtype == options_.reduce_dtype ? buffers_.reduce_inputs : buffers_.own;
+}
+
 void ShardedUnit::lend_gradients(const std::vector<size_t>& active, bool first) {
   if (!trains()) return;
   for (size_t k : active) {
     if (gradient_full_[k].defined()) continue;  // a resident unit keeps adding until the step ends
     active_.push_back(k);
     first_ = first;
-    gradient_full_[k] = lends_accumulators()
-                            ? accumulated_[k]
-                            : pool_.take(trainable_.group.numel(), options_.compute_dtype);
+    gradient_full_[k] = lends_accumulators() ? accumulated_[k]
+                                             : gradient_buffers().take(trainable_.group.numel(),
+                                                                       options_.compute_dtype);
     trainable_.group.zero_padding(gradient_full_[k]);
     trainable_.group.view_gradients(k, gradient_full_[k]);
     for (Parameter* p : trainable_.group.parameters()) p->fresh[k] = !lends_accumulators() || first;
@@ -226,15 +232,16 @@ void ShardedUnit::start_reduce() {
     gradient_full_[k] = at::Tensor();
     if (lends_accumulators()) continue;
     if (buffer.scalar_type() != options_.reduce_dtype) {
-      at::Tensor converted = pool_.take(buffer.numel(), options_.reduce_dtype);
+      at::Tensor converted = buffers_.reduce_inputs.take(buffer.numel(), options_.reduce_dtype);
       converted.copy_(buffer);
-      pool_.give_back(std::move(buffer));
+      gradient_buffers().give_back(std::move(buffer));
       buffer = std::move(converted);
     }
     Reduction reduction{k, std::move(buffer), {}, {}};
     const bool direct = first_ && options_.reduce_dtype == at::kFloat;
-    reduction.output = direct ? accumulated_[k]
-                              : pool_.take(trainable_.group.shard_numel(), options_.reduce_dtype);
+    reduction.output =
+        direct ? accumulated_[k]
+               : buffers_.own.take(trainable_.group.shard_numel(), options_.reduce_dtype);
     reduction.work = mesh_.shard_group().reduce_scatter(reduction.output, reduction.input);
     reductions_.push_back(std::move(reduction));
   }
@@ -244,7 +251,7 @@ void ShardedUnit::start_reduce() {
 void ShardedUnit::finish_reduce() {
   for (Reduction& r : reductions_) {
     r.work->wait();
-    pool_.give_back(std::move(r.input));
+    buffers_.reduce_inputs.give_back(std::move(r.input));
     at::Tensor& sum = accumulated_[r.objective];
     if (r.output.is_same(sum)) continue;
     if (first_) {
@@ -252,7 +259,7 @@ void ShardedUnit::finish_reduce() {
     } else {
       sum.add_(r.output);
     }
-    pool_.give_back(std::move(r.output));
+    buffers_.own.give_back(std::move(r.output));
   }
   reductions_.clear();
 }

@@ -59,7 +59,7 @@ class FlatGroup {
 class ShardedUnit {
  public:
   ShardedUnit(const Unit& unit, size_t objectives, const ShardingOptions& options, Mesh& mesh,
-              BufferPool& pool);
+              Buffers& buffers);
 
   const Unit& unit() const { return unit_; }
   bool trains() const { return !trainable_.group.empty(); }
@@ -111,11 +111,12 @@ class ShardedUnit {
   void start_gather(Part& part);
   void release(Part& part);
   bool lends_accumulators() const;
+  BufferPool& gradient_buffers();
 
   Unit unit_;
   ShardingOptions options_;
   Mesh& mesh_;
-  BufferPool& pool_;
+  Buffers& buffers_;
   Part trainable_, frozen_;
   at::Tensor master_, m_, v_;              // [S] f32
   std::vector<at::Tensor> accumulated_;    // K × [S] f32

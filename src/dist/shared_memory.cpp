@@ -6,6 +6,7 @@
 #include <fstream>
 #include <string>
 
+#include <ATen/ATen.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -71,6 +72,13 @@ std::shared_ptr<std::byte> map_shared_memory(Communicator& comm, size_t bytes) {
   const auto all = comm.all_gather_words(std::span(&mapped, 1));
   if (std::find(all.begin(), all.end(), 0u) != all.end()) return nullptr;
   return memory;
+}
+
+at::Tensor allocate_shared(Communicator& comm, int64_t numel, at::ScalarType dtype) {
+  const auto memory = map_shared_memory(comm, static_cast<size_t>(numel) * c10::elementSize(dtype));
+  if (!memory) return {};
+  return at::from_blob(
+      memory.get(), {numel}, [memory](void*) {}, dtype);
 }
 
 }  // namespace safegrad::dist

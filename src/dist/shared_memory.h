@@ -13,4 +13,7 @@ namespace safegrad::dist {
 /// last user. Collective.
 std::shared_ptr<std::byte> map_shared_memory(Communicator& comm, size_t bytes);
 
+/// The same as a flat CPU tensor of `numel` > 0 elements; undefined in place of null.
+at::Tensor allocate_shared(Communicator& comm, int64_t numel, at::ScalarType dtype);
+
 }  // namespace safegrad::dist

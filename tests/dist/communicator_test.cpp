@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
 
 #include "core/error.h"
@@ -104,6 +105,66 @@ TEST(Communicator, ShardsOfOneMachineNeedNoGather) {
   EXPECT_EQ(comm->traffic().at("all_gather").bytes, (comm->size() - 1) * kNumel * 4);
   EXPECT_TRUE(memory.all.equal(values_of_all(comm->size(), kNumel)));
   comm->barrier();
+}
+
+TEST(Communicator, BuffersThatAllRanksSeeReduceLikeMessages) {
+  const auto comm = world();
+  constexpr int64_t kNumel = 100'007;
+  std::vector<at::Tensor> inputs, by_message, in_place;
+  for (int i = 0; i < 3; ++i) {
+    at::Tensor input = comm->allocate_reduce_input(kNumel * comm->size(), at::kFloat);
+    input.copy_(at::rand({input.numel()}, at::make_generator<at::CPUGeneratorImpl>(
+                                              static_cast<uint64_t>(10 * comm->rank() + i))));
+    inputs.push_back(input);
+    by_message.push_back(at::empty({kNumel}, at::kFloat));
+    in_place.push_back(at::empty({kNumel}, at::kFloat));
+    comm->reduce_scatter(by_message.back(), input.clone())->wait();
+  }
+  for (int round = 0; round < 50; ++round) {  // more than are ever under way
+    std::vector<std::unique_ptr<dist::Work>> works;
+    for (size_t i = 0; i < inputs.size(); ++i)
+      works.push_back(comm->reduce_scatter(in_place[i], inputs[i]));
+    for (const auto& work : works) work->wait();
+  }
+
+  for (size_t i = 0; i < inputs.size(); ++i) EXPECT_TRUE(in_place[i].equal(by_message[i])) << i;
+}
+
+TEST(Communicator, AReducedBufferMayBeOverwritten) {
+  const auto comm = world();
+  constexpr int64_t kNumel = 5'000;
+  const at::Tensor input = comm->allocate_reduce_input(kNumel * comm->size(), at::kFloat);
+  const at::Tensor shard = at::empty({kNumel}, at::kFloat);
+  for (int round = 0; round < 200; ++round) {
+    input.fill_(static_cast<float>(round));
+    comm->reduce_scatter(shard, input)->wait();
+    ASSERT_TRUE(shard.eq(static_cast<float>(round * comm->size())).all().item<bool>()) << round;
+  }
+}
+
+TEST(Communicator, RanksThatReduceDifferentBuffersAreToldSo) {
+  const auto comm = world();
+  if (comm->size() == 1) GTEST_SKIP() << "one rank cannot disagree";
+  const at::Tensor shard = at::empty({8}, at::kFloat);
+  const at::Tensor inputs[] = {comm->allocate_reduce_input(8 * comm->size(), at::kFloat),
+                               comm->allocate_reduce_input(8 * comm->size(), at::kFloat)};
+  const auto work = comm->reduce_scatter(shard, inputs[comm->rank() == 0]);
+
+  EXPECT_THROW(work->wait(), CommError);
+  comm->barrier();
+}
+
+TEST(Communicator, ReductionsAreWaitedForInOrder) {
+  const auto comm = world();
+  if (comm->size() == 1) GTEST_SKIP() << "one rank waits for nothing";
+  const at::Tensor shard = at::empty({8}, at::kFloat);
+  const at::Tensor input = comm->allocate_reduce_input(8 * comm->size(), at::kFloat);
+  const auto first = comm->reduce_scatter(shard, input);
+  const auto second = comm->reduce_scatter(shard, input);
+
+  EXPECT_THROW(second->wait(), UsageError);
+  first->wait();
+  second->wait();
 }
 
 TEST(Communicator, SharedMemoryOutlivesItsCommunicator) {

@@ -19,6 +19,9 @@ class SeparateMachines : public dist::Communicator {
   dist::ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) override {
     return {at::zeros({numel}, at::TensorOptions().dtype(dtype)), {}};
   }
+  at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override {
+    return at::empty({numel}, dtype);
+  }
   std::unique_ptr<dist::Work> all_gather(at::Tensor full, at::Tensor shard) override {
     return inner_->all_gather(std::move(full), std::move(shard));
   }
