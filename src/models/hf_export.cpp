@@ -13,11 +13,20 @@
 namespace safegrad::models {
 namespace {
 
-constexpr int64_t kFileBytes = int64_t{4} << 30;
-
 int64_t bytes_of(const SafetensorsWriter::Entry& entry) {
   return std::accumulate(entry.shape.begin(), entry.shape.end(), size_of(entry.dtype),
                          std::multiplies<>());
+}
+
+// Names that exports give to files about weights.
+bool is_weight_file(const std::string& name) {
+  const bool model = name.starts_with("model") || name.starts_with("adapter_model");
+  return (model && name.ends_with(".safetensors")) || name == "model.safetensors.index.json" ||
+         name == "adapter_config.json";
+}
+
+void require_written(const std::error_code& failed, const std::string& path) {
+  SAFEGRAD_CHECK(!failed, RunError, "{}: cannot write here: {}", path, failed.message());
 }
 
 }  // namespace
@@ -26,14 +35,14 @@ HfExport::HfExport(ExportTarget target) : target_(std::move(target)) {}
 
 void HfExport::begin(const std::vector<ExportEntry>& entries) {
   std::error_code failed;
-  std::filesystem::create_directories(target_.folder, failed);
-  SAFEGRAD_CHECK(!failed, RunError, "{}: cannot make this folder: {}", target_.folder,
-                 failed.message());
+  std::filesystem::remove_all(staging(), failed);  // of an export that did not end
+  std::filesystem::create_directories(staging(), failed);
+  require_written(failed, staging());
   const Dtype dtype = target_.dtype == ComputeDtype::bfloat16 ? Dtype::bf16 : Dtype::f32;
-  int64_t bytes = kFileBytes;
+  int64_t bytes = 0;
   for (const ExportEntry& entry : entries) {
     const SafetensorsWriter::Entry tensor{entry.name, dtype, entry.shape};
-    if (files_.empty() || bytes + bytes_of(tensor) > kFileBytes) {
+    if (files_.empty() || bytes + bytes_of(tensor) > target_.file_bytes) {
       files_.emplace_back();
       bytes = 0;
     }
@@ -51,7 +60,7 @@ void HfExport::begin(const std::vector<ExportEntry>& entries) {
 
 void HfExport::open_next_file() {
   writer_ =
-      std::make_unique<SafetensorsWriter>(target_.folder + "/" + names_[file_], files_[file_],
+      std::make_unique<SafetensorsWriter>(staging() + "/" + names_[file_], files_[file_],
                                           std::map<std::string, std::string>{{"format", "pt"}});
   in_file_ = 0;
 }
@@ -76,6 +85,7 @@ void HfExport::finish() {
   if (files_.size() > 1) write_index();
   if (target_.adapter) write_adapter_config();
   copy_companions();
+  move_into_place();
 }
 
 void HfExport::write_index() const {
@@ -88,7 +98,7 @@ void HfExport::write_index() const {
     }
   }
   index["metadata"]["total_size"] = total;
-  write_file_atomically(target_.folder + "/model.safetensors.index.json", index.dump(2) + "\n");
+  write_file_atomically(staging() + "/model.safetensors.index.json", index.dump(2) + "\n");
 }
 
 void HfExport::write_adapter_config() const {
@@ -106,7 +116,7 @@ void HfExport::write_adapter_config() const {
                                          {"use_rslora", false},
                                          {"use_dora", false},
                                          {"modules_to_save", nullptr}};
-  write_file_atomically(target_.folder + "/adapter_config.json", config.dump(2) + "\n");
+  write_file_atomically(staging() + "/adapter_config.json", config.dump(2) + "\n");
 }
 
 // Everything small beside the weights: configs, tokenizer, chat template, licence.
@@ -114,7 +124,7 @@ void HfExport::copy_companions() const {
   namespace fs = std::filesystem;
   if (target_.base_folder.empty()) {
     if (!target_.config_json.empty()) {
-      write_file_atomically(target_.folder + "/config.json",
+      write_file_atomically(staging() + "/config.json",
                             read_small_file(target_.config_json, 1 << 24));
     }
     return;
@@ -127,9 +137,28 @@ void HfExport::copy_companions() const {
     const bool belongs_to_base =
         name.ends_with(".safetensors.index.json") || (target_.adapter && name == "config.json");
     if (!entry.is_regular_file() || !wanted || belongs_to_base) continue;
-    write_file_atomically(target_.folder + "/" + name,
+    write_file_atomically(staging() + "/" + name,
                           read_small_file(entry.path().string(), int64_t{1} << 28));
   }
+}
+
+void HfExport::move_into_place() const {
+  namespace fs = std::filesystem;
+  std::error_code failed;
+  fs::create_directories(target_.folder, failed);
+  require_written(failed, target_.folder);
+  std::vector<fs::path> old, made;
+  for (const auto& entry : fs::directory_iterator(target_.folder)) old.push_back(entry.path());
+  for (const auto& entry : fs::directory_iterator(staging())) made.push_back(entry.path());
+  for (const fs::path& path : old) {
+    if (is_weight_file(path.filename().string())) fs::remove(path, failed);
+    require_written(failed, path.string());
+  }
+  for (const fs::path& path : made) {
+    fs::rename(path, target_.folder / path.filename(), failed);
+    require_written(failed, target_.folder);
+  }
+  fs::remove(staging(), failed);
 }
 
 }  // namespace safegrad::models

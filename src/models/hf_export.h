@@ -12,17 +12,19 @@
 namespace safegrad::models {
 
 struct ExportTarget {
-  std::string folder;  ///< made if needed; files in it are replaced one by one when complete
+  std::string folder;  ///< made if needed
   std::string
       base_folder;  ///< whose config, tokenizer and template files come along (may be empty)
   std::string config_json;  ///< config.json to copy; with base_folder empty
   ComputeDtype dtype = ComputeDtype::float32;
-  std::optional<LoraConfig> adapter;  ///< set: a PEFT adapter folder for base_folder
+  std::optional<LoraConfig> adapter;      ///< set: a PEFT adapter folder for base_folder
+  int64_t file_bytes = int64_t{4} << 30;  ///< a larger model is divided into files of this size
 };
 
-/// Full or merged weights go to model.safetensors, or beyond 4 GiB to numbered files with an index;
-/// adapters to adapter_model.safetensors with adapter_config.json. transformers and peft load the
-/// folder as it is.
+/// Full or merged weights go to model.safetensors, or beyond `file_bytes` to numbered files with an
+/// index; adapters to adapter_model.safetensors with adapter_config.json. transformers and peft
+/// load the folder as it is. Everything is written beside the destination first; finish() moves it
+/// in and removes weight files of an earlier export that would be taken for a part of this one.
 class HfExport : public ModelSink {
  public:
   explicit HfExport(ExportTarget target);
@@ -31,10 +33,12 @@ class HfExport : public ModelSink {
   void finish() override;
 
  private:
+  std::string staging() const { return target_.folder + ".partial"; }
   void open_next_file();
   void write_index() const;
   void write_adapter_config() const;
   void copy_companions() const;
+  void move_into_place() const;
 
   ExportTarget target_;
   std::vector<std::vector<SafetensorsWriter::Entry>> files_;  // entries of each file

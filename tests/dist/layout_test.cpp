@@ -107,6 +107,32 @@ TEST_F(Layouts, RanksOnSeparateMachinesGiveTheSameBits) {
   EXPECT_EQ(far.weights(), near->weights());
 }
 
+TEST_F(Layouts, OnlyWhatThePatternsNameIsTrained) {
+  RunConfig base = config("qwen2");
+  base.model.trainable = {".*\\.q_proj\\..*", "model\\.norm\\.weight", ".*layers\\.0\\.mlp.*"};
+  base.optimizer.lr = 5e-3;
+  write(base);
+  const auto one = alone(base);
+  const auto before = one->tensors();
+  const auto reference = one->run(0, kSteps);
+  const auto after = one->tensors();
+  ASSERT_LT(reference.back().loss_task, reference.front().loss_task);
+  size_t trained = 0;
+  for (const auto& [name, values] : after) {
+    const bool named = name.find(".q_proj.") != std::string::npos || name == "model.norm.weight" ||
+                       name.find("layers.0.mlp") != std::string::npos;
+    EXPECT_EQ(values != before.at(name), named) << name;
+    trained += named;
+  }
+  EXPECT_EQ(trained, 2 * 2 + 1 + 3) << "q weights and biases, the norm, a layer's three matrices";
+  for (int64_t shards : shardings()) {
+    SCOPED_TRACE("shards " + std::to_string(shards));
+    RunConfig c = base;
+    c.parallel.shards = shards;
+    expect_same_curve(together(c)->run(0, kSteps), reference);
+  }
+}
+
 TEST_F(Layouts, LoraWithDropoutDoesNotDependOnTheLayout) {
   RunConfig base = config();
   base.model.trainable.clear();
@@ -255,18 +281,7 @@ TEST_F(Layouts, ProbesDoNotDependOnTheLayout) {
 
 // The likeliest next token, by a forward pass over the whole text.
 int64_t next_token(dist::Engine& engine, const std::vector<int64_t>& text) {
-  PackedBatch batch;
-  batch.tokens = at::tensor(at::ArrayRef<int64_t>(text), at::kLong);
-  batch.positions = at::arange(batch.tokens.size(0), at::kLong);
-  batch.cu_seqlens = batch.segments = {0, batch.tokens.size(0)};
-  batch.scored = batch.positions.narrow(0, batch.tokens.size(0) - 1, 1);
-  batch.scored_segments = {0, 1};
-  const at::Tensor h = engine.hidden(batch);
-  int64_t token = -1;
-  engine.with_head([&](Parameter& head, Parameter&) {
-    token = at::mm(h, head.value.t()).argmax(1).item<int64_t>();
-  });
-  return token;
+  return logits_of(engine, text)[-1].argmax().item<int64_t>();
 }
 
 TEST_F(Layouts, GreedySharesAreWhatDecodingWouldSay) {

@@ -15,13 +15,12 @@ namespace {
 class Collector : public ModelSink {
  public:
   void begin(const std::vector<ExportEntry>&) override {}
-  void put(const std::string&, const at::Tensor& value) override {
+  void put(const std::string& name, const at::Tensor& value) override {
     const at::Tensor flat = value.to(at::kFloat).contiguous();
-    values.insert(values.end(), flat.const_data_ptr<float>(),
-                  flat.const_data_ptr<float>() + flat.numel());
+    tensors[name].assign(flat.const_data_ptr<float>(), flat.const_data_ptr<float>() + flat.numel());
   }
   void finish() override {}
-  std::vector<float> values;
+  std::map<std::string, std::vector<float>> tensors;
 };
 
 template <typename T>
@@ -137,10 +136,29 @@ std::vector<StepRecord> TinyJob::run(int64_t first, int64_t last) {
   return records;
 }
 
-std::vector<float> TinyJob::weights() {
+std::map<std::string, std::vector<float>> TinyJob::tensors() {
   Collector collector;  // on every rank: each sees the gathered units
   trainer->export_model(false, &collector);
-  return std::move(collector.values);
+  return std::move(collector.tensors);
+}
+
+std::vector<float> TinyJob::weights() {
+  std::vector<float> all;
+  for (const auto& [name, values] : tensors()) all.insert(all.end(), values.begin(), values.end());
+  return all;
+}
+
+at::Tensor logits_of(dist::Engine& engine, const std::vector<int64_t>& text) {
+  PackedBatch batch;
+  batch.tokens = at::tensor(at::ArrayRef<int64_t>(text), at::kLong);
+  batch.positions = batch.scored = at::arange(batch.tokens.size(0), at::kLong);
+  batch.cu_seqlens = batch.segments = batch.scored_segments = {0, batch.tokens.size(0)};
+  engine.begin_step();
+  const at::Tensor h = engine.hidden(batch);
+  at::Tensor logits;
+  engine.with_head([&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()); });
+  engine.release_resident();
+  return logits;
 }
 
 }  // namespace safegrad::testing

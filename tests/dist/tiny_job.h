@@ -1,6 +1,7 @@
 // tiny_job.h: a small training job with random data, for tests that compare layouts.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -44,6 +45,9 @@ RunConfig tiny_config(const std::string& gold, const std::string& folder);
 /// Writes the token files that tiny_config names.
 void write_tiny_data(const RunConfig& config);
 
+/// [text.size(), V] of one sequence, adapters included. Collective.
+at::Tensor logits_of(dist::Engine& engine, const std::vector<int64_t>& text);
+
 /// A trainer with what it needs to live.
 struct TinyJob {
   TinyJob(const RunConfig& config, std::unique_ptr<dist::Communicator> ranks);
@@ -51,6 +55,8 @@ struct TinyJob {
   std::vector<StepRecord> run(int64_t first, int64_t last);
   /// Every exported tensor, flattened together. Collective.
   std::vector<float> weights();
+  /// The same by Hugging Face name.
+  std::map<std::string, std::vector<float>> tensors();
 
   RunConfig config;
   models::OpenedModel model;
