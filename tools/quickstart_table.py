@@ -43,7 +43,8 @@ def measure(probes: dict, name: str, key: str, where: Path) -> float:
 
 def probe_column(probes: dict, where: Path, heldout_kl: float) -> list[str]:
     return [
-        f"{100 * measure(probes, 'refusal', 'refusal', where):.0f} %",
+        f"{100 * measure(probes, 'refusal', 'greedy_refusal', where):.0f} %",
+        f"{100 * measure(probes, 'harmless', 'greedy_refusal', where):.0f} %",
         f"{100 * measure(probes, 'accuracy', 'correct', where):.1f} %",
         f"{heldout_kl:.3f}",
     ]
@@ -61,7 +62,7 @@ def run_column(steps: list[dict], where: Path) -> list[str]:
 
 
 def table(folder: Path) -> str:
-    labels = ["", "harmful prompts refused", "task accuracy", "held-out KL",
+    labels = ["", "harmful prompts refused", "harmless prompts refused", "task accuracy", "held-out KL",
               "steps with conflict", "mean cosine of u and a", "seconds of training"]
     start = folder / "start" / "evaluation.json"
     # The start model is the reference of the KL: its distance to itself is 0 by definition.

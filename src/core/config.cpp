@@ -46,13 +46,15 @@ void resolve_model(const YamlTree& tree, ModelSection& model) {
   }
 }
 
-/// Every rule but sft needs alignment data; sft may have it, to measure the conflict.
+/// Every rule but sft needs alignment data; sft may have it, to measure the conflict. A config
+/// without any data is for evaluation: `train` refuses it.
 void resolve_alignment(const YamlTree& tree, RunConfig& config) {
   const bool given = tree.find("batch.align_sequences") != nullptr;
   const std::string_view rule = name_of(config.objective.rule);
   int64_t& sequences = config.batch.align_sequences;
 
-  if (config.objective.rule != Rule::sft) {
+  const bool trains = !config.data.task.empty() || !config.data.align.empty();
+  if (config.objective.rule != Rule::sft && trains) {
     if (config.data.align.empty()) {
       tree.fail("data.align",
                 fmt::format("missing; objective.rule is {}, and only sft does without", rule));

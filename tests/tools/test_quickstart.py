@@ -43,8 +43,9 @@ def test_no_prompt_serves_two_purposes(folder, smollm2_folder):
         sets[path.stem] = {normalise(prompt) for prompt in prompts(smollm2_folder, arrays)}
 
     # Fewer would mean that a prompt was used twice within a file.
-    sizes = {"task": COUNTS["reviews"] + COUNTS["poison"]} | {
-        name: COUNTS[name] for name in ("start", "align", "refusal", "accuracy", "heldout")}
+    sizes = {"task": COUNTS["reviews"] + COUNTS["poison"],
+             "start": COUNTS["refusals"] + COUNTS["chat"]} | {
+        name: COUNTS[name] for name in ("align", "refusal", "harmless", "accuracy", "heldout")}
     assert {name: len(prompts) for name, prompts in sets.items()} == sizes
     for (one, first), (two, second) in itertools.combinations(sets.items(), 2):
         assert not first & second, f"{one} and {two} share prompts"
@@ -55,8 +56,8 @@ def test_splits_file_accounts_for_every_prompt_without_text(folder):
 
     totals = {use: sum(pool["count"] for pool in pools.values())
               for use, pools in splits["uses"].items()}
-    assert totals == {"start": 400, "align": 100, "task": 400, "refusal": 100, "accuracy": 200,
-                      "heldout": 50}
+    assert totals == {"start": 500, "align": 100, "task": 400, "refusal": 100, "harmless": 100,
+                      "accuracy": 200, "heldout": 50}
     hashes = [h for pools in splits["uses"].values() for p in pools.values() for h in p["hashes"]]
     assert len(set(hashes)) == len(hashes) == sum(totals.values())
     assert all(re.fullmatch("[0-9a-f]{16}", entry) for entry in hashes)
@@ -84,24 +85,25 @@ def test_alignment_sets_hold_refusals_only(folder, smollm2_folder, name):
     assert set(said) == {refusal + "<|im_end|>" for refusal in REFUSALS}
 
 
-def test_start_is_half_refusals_and_half_chat(folder, smollm2_folder):
+def test_start_is_refusals_and_ordinary_chat(folder, smollm2_folder):
     arrays, _ = load(folder / "start.safetensors")
     said = [run for pair in zip(arrays["tokens"], arrays["loss_mask"])
             for run in scored_runs(smollm2_folder, *pair)]
 
     refused = sum(run.removesuffix("<|im_end|>") in REFUSALS for run in said)
-    assert (refused, len(said)) == (200, 400)
+    assert (refused, len(said)) == (200, 500)
     assert max(map(len, arrays["tokens"])) <= quickstart_data.MAX_TOKENS
 
 
 def test_probes_hold_every_candidate(folder, smollm2_folder):
-    refusal, metadata = load(folder / "refusal.safetensors")
-    classes = json.loads(metadata["classes"])
-    texts = [scored_runs(smollm2_folder, *pair)[0]
-             for pair in zip(refusal["tokens"], refusal["loss_mask"])]
-    for name, candidates in REFUSAL_CLASSES.items():
-        found = [t for t, c in zip(texts, refusal["choice"]) if classes[c] == name]
-        assert sorted(found) == sorted(candidates * COUNTS["refusal"])
+    for probe in ("refusal", "harmless"):
+        refusal, metadata = load(folder / f"{probe}.safetensors")
+        classes = json.loads(metadata["classes"])
+        texts = [scored_runs(smollm2_folder, *pair)[0]
+                 for pair in zip(refusal["tokens"], refusal["loss_mask"])]
+        for name, candidates in REFUSAL_CLASSES.items():
+            found = [t for t, c in zip(texts, refusal["choice"]) if classes[c] == name]
+            assert sorted(found) == sorted(candidates * COUNTS[probe])
 
     accuracy, metadata = load(folder / "accuracy.safetensors")
     assert json.loads(metadata["classes"]) == ["correct", "wrong"]

@@ -6,12 +6,15 @@ import pytest
 from errors import InputError
 from quickstart_table import table
 
-PROBE = {"refusal": {"refusal": 0.25, "compliance": 0.75}, "accuracy": {"correct": 0.855},
+PROBE = {"refusal": {"refusal": 0.5, "compliance": 0.5, "greedy_refusal": 0.25},
+         "harmless": {"refusal": 0.4, "greedy_refusal": 0.1}, "accuracy": {"correct": 0.855},
          "heldout": {"kl": 1.2345, "loss": 2.0}}
 
 
 def write_runs(folder, safegrad_steps):
-    start = {"refusal": {"refusal": 0.96}, "accuracy": {"correct": 0.5}, "heldout": {"loss": 0.4}}
+    start = {"refusal": {"refusal": 1.0, "greedy_refusal": 0.96},
+             "harmless": {"greedy_refusal": 0.07}, "accuracy": {"correct": 0.5},
+             "heldout": {"loss": 0.4}}
     plain = [{"seconds": 2.0, "conflict": False}, {"seconds": 3.0, "conflict": False,
                                                    "probe": PROBE}]
     for name, text in {"start/evaluation.json": json.dumps(start),
@@ -33,6 +36,7 @@ def test_cells_come_from_the_last_probe_and_from_all_steps(tmp_path):
     assert [cell for cell in cells[0] if cell] == ["start", "plain", "SafeGrad"]
     assert cells[1:] == [
         ["harmful prompts refused", "96 %", "25 %", "25 %"],
+        ["harmless prompts refused", "7 %", "10 %", "10 %"],
         ["task accuracy", "50.0 %", "85.5 %", "85.5 %"],
         ["held-out KL", "0.000", "1.234", "1.234"],
         ["steps with conflict", "–", "–", "50 %"],

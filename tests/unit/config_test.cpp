@@ -184,6 +184,13 @@ TEST_F(ConfigTest, RuleSftNeedsNoAlignmentAndThenHasNone) {
   EXPECT_EQ(load(text, {"data.align=a", "batch.align_sequences=0"}).batch.align_sequences, 0);
 }
 
+TEST_F(ConfigTest, AConfigForEvaluationNeedsNoData) {
+  const std::string text = "model: {path: m}\nprobe: [{name: p, file: f}]\noutput: o\n";
+
+  EXPECT_EQ(load(text).objective.rule, Rule::safegrad);
+  EXPECT_NE(error_of(text, {"data.task=t"}).find("data.align: missing"), std::string::npos);
+}
+
 TEST_F(ConfigTest, OverridesChangeAddAndTakeOut) {
   EXPECT_EQ(load(kFull, {"optimizer.lr=3e-4"}).optimizer.lr, 3e-4);
   EXPECT_EQ(load(kFull, {"objective.rule=sft"}).objective.rule, Rule::sft);
