@@ -16,7 +16,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "core/error.h"
+#include "core/enum_names.h"
 #include "core/random.h"
 #include "core/safetensors.h"
 #include "dist/mpi_communicator.h"
@@ -61,12 +61,17 @@ void write_random_data(const std::string& path, int64_t sequences, int64_t lengt
   writer.finish();
 }
 
+// The command line has checked that it is one.
 Rule parse_rule(const std::string& name) {
-  if (name == "sft") return Rule::sft;
-  if (name == "weighted_sum") return Rule::weighted_sum;
-  SAFEGRAD_CHECK(name == "safegrad", InputError,
-                 "--rule: got {}, allowed: sft | weighted_sum | safegrad", name);
-  return Rule::safegrad;
+  const auto names = names_of(Rule{});
+  return static_cast<Rule>(std::find(names.begin(), names.end(), name) - names.begin());
+}
+
+// Gathers and reductions run in the shard group, scalars in the world.
+std::map<std::string, dist::Traffic> traffic_of(dist::Mesh& mesh) {
+  auto traffic = mesh.shard_group().traffic();
+  traffic["scalars"] = mesh.world().traffic().at("scalars");
+  return traffic;
 }
 
 RunConfig make_config(const Options& o, const std::string& folder, int ranks) {
@@ -114,7 +119,7 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
   std::map<std::string, double> phases;
   std::map<std::string, dist::Traffic> before;
   for (int64_t i = 0; i < o.warmup + o.steps; ++i) {
-    if (i == o.warmup) before = mesh.shard_group().traffic();
+    if (i == o.warmup) before = traffic_of(mesh);
     const StepRecord record = trainer.step(i);
     if (i < o.warmup) continue;
     seconds.push_back(record.seconds);
@@ -123,6 +128,7 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
     for (const auto& [name, value] : record.phase_seconds)
       phases[name] += value / static_cast<double>(o.steps);
   }
+  const auto after_steps = traffic_of(mesh);
   const double own_rss = peak_rss_gib();
   const auto rss = dist::all_gather_doubles(mesh.world(), std::span(&own_rss, 1));
 
@@ -144,7 +150,7 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
   result["gemm_gflops"] = trainer.gemm_rate() / 1e9;
   result["peak_rss_gib"] = *std::max_element(rss.begin(), rss.end());
   result["phase_seconds"] = phases;
-  for (const auto& [name, after] : mesh.shard_group().traffic()) {
+  for (const auto& [name, after] : after_steps) {
     const dist::Traffic& start = before[name];
     result["traffic_per_step"][name] = {{"calls", (after.calls - start.calls) / o.steps},
                                         {"bytes", (after.bytes - start.bytes) / o.steps}};
@@ -165,7 +171,9 @@ int main(int argc, char** argv) {
   app.add_option("--align-sequences", o.align_sequences, "0 with --rule sft: plain fine-tuning");
   app.add_option("--sequence-length", o.sequence_length, "of random data");
   app.add_option("--shards", o.shards, "0: all ranks");
-  app.add_option("--rule", o.rule, "sft | weighted_sum | safegrad");
+  const auto rules = names_of(Rule{});
+  app.add_option("--rule", o.rule)
+      ->check(CLI::IsMember(std::vector<std::string>(rules.begin(), rules.end())));
   app.add_option("--gradients", o.gradients, "one_pass | two_pass");
   app.add_option("--model", o.model, "config.json (random weights) or a model folder");
   app.add_option("--data", o.data, "token files of task and alignment instead of random tokens")

@@ -34,9 +34,12 @@ std::unique_ptr<WeightSource> with_adapters(std::unique_ptr<WeightSource> base,
   return std::make_unique<FreshAdapters>(std::move(base), seed, std::move(inputs));
 }
 
-std::string folder_name(const std::string& folder) {
-  const std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
-  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+// What a person calls the model. Of a run's `model/` the run's own folder says more.
+std::string display_name(const std::string& folder) {
+  std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  const bool of_a_run = path.filename() == "model" && path.has_parent_path();
+  return (of_a_run ? path.parent_path() : path).filename().string();
 }
 
 }  // namespace
@@ -57,7 +60,7 @@ OpenedModel open_model(const ModelSection& section, uint64_t seed) {
     const bool adapter = is_peft_adapter(section.path);
     const PeftAdapter peft = adapter ? read_peft_adapter(section.path) : PeftAdapter{};
     model.base_folder = adapter ? peft.base_model : section.path;
-    model.name = folder_name(section.path);
+    model.name = display_name(section.path);
     model.decoder = std::make_unique<Decoder>(
         read_decoder_config(model.base_folder + "/config.json"), trainable);
     if (adapter) {
