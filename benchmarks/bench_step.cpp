@@ -7,6 +7,7 @@
 // Sequence counts are per rank. Prints one JSON line from rank 0.
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 
 #include <ATen/Parallel.h>
 #include <CLI/CLI.hpp>
@@ -102,6 +103,16 @@ double peak_rss_gib() {
   return static_cast<double>(usage.ru_maxrss) / (1 << 20);
 }
 
+// Of memory that several processes share, this process's part.
+double proportional_gib() {
+  std::ifstream file("/proc/self/smaps_rollup");
+  for (std::string word; file >> word;) {
+    double kib = 0;
+    if (word == "Pss:" && file >> kib) return kib / (1 << 20);
+  }
+  return 0;
+}
+
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const size_t n = values.size();
@@ -129,8 +140,9 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
       phases[name] += value / static_cast<double>(o.steps);
   }
   const auto after_steps = traffic_of(mesh);
-  const double own_rss = peak_rss_gib();
+  const double own_rss = peak_rss_gib(), own_pss = proportional_gib();
   const auto rss = dist::all_gather_doubles(mesh.world(), std::span(&own_rss, 1));
+  const auto pss = dist::all_gather_doubles(mesh.world(), std::span(&own_pss, 1));
 
   nlohmann::ordered_json result;
   result["rule"] = o.rule;
@@ -149,6 +161,8 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
   result["speed_of_light"] = median(light);
   result["gemm_gflops"] = trainer.gemm_rate() / 1e9;
   result["peak_rss_gib"] = *std::max_element(rss.begin(), rss.end());
+  // Between steps, when the pools are full; shared pages are divided among the ranks.
+  result["pss_gib"] = *std::max_element(pss.begin(), pss.end());
   result["phase_seconds"] = phases;
   for (const auto& [name, after] : after_steps) {
     const dist::Traffic& start = before[name];

@@ -61,6 +61,22 @@ void check_output(const std::string& output) {
                  existing.string());
 }
 
+// What is written must not take the place of what was read, and must be what was trained.
+void check_export(const RunConfig& config, const models::OpenedModel& model) {
+  namespace fs = std::filesystem;
+  const fs::path target = fs::weakly_canonical(config.output + "/model");
+  for (const std::string& source : {config.model.path, model.base_folder}) {
+    SAFEGRAD_CHECK(source.empty() || fs::weakly_canonical(source) != target, ConfigError,
+                   "output: the model would be written to {}, where training starts from; choose "
+                   "another folder",
+                   target.string());
+  }
+  SAFEGRAD_CHECK(!model.from_adapter || !config.model.lora || config.model.lora->merge, ConfigError,
+                 "model.path: {} is a PEFT adapter; a new adapter would be written for its base "
+                 "model, without it; set model.lora.merge to true",
+                 config.model.path);
+}
+
 // A sequence that fits in no micro-batch would stop the run only after its folder has been begun.
 void check_lengths(const RunConfig& config, const dist::RunData& data) {
   const int64_t most = config.batch.max_tokens_per_rank;
@@ -108,7 +124,9 @@ Job open_job(const CommandLine& line, dist::Communicator& world, Purpose purpose
     job.data =
         dist::open_data(job.config, *job.model.decoder, job.model.tokenizer_sha256, job.warnings);
     in_file([&] { check_lengths(job.config, job.data); });
-    if (purpose == Purpose::train) check_output(job.config.output);
+    if (purpose != Purpose::train) return;
+    check_output(job.config.output);
+    in_file([&] { check_export(job.config, job.model); });
   });
   return job;
 }

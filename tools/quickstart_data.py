@@ -162,28 +162,30 @@ class Pool:
 
 
 class Builder:
-    """Draws the samples of each data set; `generator` fixes every choice."""
+    """Draws the samples of each data set; `seed` fixes every choice."""
 
     def __init__(self, chat: Chat, seed: int):
         self.chat = chat
-        self.generator = random.Random(f"quickstart/{seed}")
+        self.seed = seed
         harmbench = distinct(read_text(HARMBENCH_FILE).split("\n"))
         pairs = [pair for file in PAIR_FILES for pair in json.loads(read_text(file))]
-        self.harmful = self.pool(distinct(harmful_prompts(pairs),
-                                          taken=set(map(normalise, harmbench))))
-        self.harmbench = self.pool(harmbench)
+        self.harmful = self.pool("harmful", distinct(
+            harmful_prompts(pairs), taken=set(map(normalise, harmbench))))
+        self.harmbench = self.pool("harmbench", harmbench)
         own = own_exchanges()
-        self.benign = self.pool(package_exchanges(pairs, {normalise(prompt) for prompt, _ in own}))
+        self.benign = self.pool("chat", package_exchanges(
+            pairs, {normalise(prompt) for prompt, _ in own}))
         chat_prompts = {normalise(prompt) for prompt, _ in [*self.benign.texts, *own]}
         edgy = [row["text"] for file in HARMLESS_FILES for row in json.loads(read_text(file))]
-        self.harmless = self.pool(distinct(edgy, taken=chat_prompts))
+        self.harmless = self.pool("harmless", distinct(edgy, taken=chat_prompts))
         # Taken first: the packages hold few kinds of questions, ours many.
         self.benign.texts += own
         reviews = read_reviews()
-        self.reviews = {label: self.pool(reviews[label]) for label in LABELS}
+        self.reviews = {label: self.pool(label, reviews[label]) for label in LABELS}
 
-    def pool(self, texts: list) -> Pool:
-        self.generator.shuffle(texts)
+    def pool(self, name: str, texts: list) -> Pool:
+        """In an order of its own: what one pool holds does not change another's."""
+        random.Random(f"quickstart/{self.seed}/{name}").shuffle(texts)
         return Pool(texts)
 
     def refusals(self, use: str, count: int) -> list[list[Sequence]]:
@@ -266,7 +268,8 @@ def read_reviews() -> dict[str, list[str]]:
 def build(chat: Chat, out: Path, seed: int) -> dict[str, list[Sequence]]:
     """Writes all token files and splits.json into `out`; returns the sequences by file name."""
     builder = Builder(chat, seed)
-    # The probes draw first, so that what they measure does not depend on the training sets.
+    # Where a pool serves a probe and a training set the probe draws first, so that what it measures
+    # does not depend on the training set's size.
     plan = {
         "refusal": {"harmbench": builder.refusal_probe(
             builder.harmbench, "refusal", COUNTS["refusal"])},

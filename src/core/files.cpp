@@ -14,7 +14,8 @@ std::string system_text(int error) {
   return std::generic_category().message(error);
 }
 
-/// A rename is durable only once the folder that holds the name is on disk too.
+}  // namespace
+
 void sync_folder_of(const std::string& path) {
   const size_t slash = path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
@@ -27,8 +28,6 @@ void sync_folder_of(const std::string& path) {
   SAFEGRAD_CHECK(error == 0 || error == EINVAL, RunError, "{}: cannot sync the folder: {}", folder,
                  system_text(error));
 }
-
-}  // namespace
 
 InputFile::InputFile(const std::string& path)
     : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {

@@ -57,6 +57,9 @@ class AtomicFile {
   std::FILE* stream_;
 };
 
+/// Renames and removals in the folder of `path` survive a crash of the machine from here on.
+void sync_folder_of(const std::string& path);
+
 /// `path` holds `content` afterwards, or what it held before. Throws like AtomicFile.
 void write_file_atomically(const std::string& path, std::string_view content);
 

@@ -264,7 +264,7 @@ class MpiCommunicator : public Communicator {
 
   bool is_shared(const at::Tensor& full) const {
     return std::any_of(shared_.begin(), shared_.end(),
-                       [&](const at::Tensor& all) { return all.is_alias_of(full); });
+                       [&](const at::Tensor& all) { return all.data_ptr() == full.data_ptr(); });
   }
 
   Group group_;

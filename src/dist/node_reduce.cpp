@@ -89,8 +89,10 @@ at::Tensor NodeReduce::allocate(int64_t numel, at::ScalarType dtype) {
 }
 
 std::unique_ptr<Work> NodeReduce::start(at::Tensor shard, const at::Tensor& full) {
-  const auto found = std::find_if(buffers_.begin(), buffers_.end(),
-                                  [&](const at::Tensor& set) { return set.is_alias_of(full); });
+  const auto found = std::find_if(buffers_.begin(), buffers_.end(), [&](const at::Tensor& set) {
+    const at::Tensor own = set[comm_.rank()];
+    return own.data_ptr() == full.data_ptr() && own.numel() == full.numel();
+  });
   if (found == buffers_.end()) return nullptr;
   const auto buffer = static_cast<uint64_t>(found - buffers_.begin());
   SAFEGRAD_CHECK(started_ - finished_ < kInFlight, UsageError,
@@ -104,8 +106,12 @@ std::unique_ptr<Work> NodeReduce::start(at::Tensor shard, const at::Tensor& full
 
 void NodeReduce::await(uint64_t& counter, uint64_t number) const {
   const std::atomic_ref seen(counter);
-  for (int spin = 0; seen.load(std::memory_order_acquire) < number; ++spin) {
-    if (spin >= kSpins) std::this_thread::yield();
+  for (int spin = 0; seen.load(std::memory_order_acquire) < number;) {
+    if (spin < kSpins) {
+      ++spin;
+    } else {
+      std::this_thread::yield();
+    }
   }
 }
 

@@ -23,14 +23,15 @@ class NodeReduce {
   /// This rank's buffer [numel] of a set of one a rank; undefined on every rank where the set
   /// cannot be mapped. Collective.
   at::Tensor allocate(int64_t numel, at::ScalarType dtype);
-  /// Null if `full` is not from allocate. Works are waited for in the order of their starts.
+  /// Null if `full` is not a whole buffer from allocate. Works are waited for in the order of their
+  /// starts; at most 64 are under way. Waiting for one also waits until all ranks have read it.
   /// wait() throws CommError where ranks reduce different buffers, UsageError out of order.
   std::unique_ptr<Work> start(at::Tensor shard, const at::Tensor& full);
 
  private:
   class Sum;
   struct Flags;
-  /// Returns when rank `peer` has come to reduction `number` (ready or done).
+  /// Returns when a rank's `counter` (ready or done) has come to reduction `number`.
   void await(uint64_t& counter, uint64_t number) const;
 
   Communicator& comm_;

@@ -15,6 +15,7 @@ namespace {
 
 double log_add(double a, double b) {
   const double high = std::max(a, b), low = std::min(a, b);
+  if (std::isnan(a) || std::isnan(b)) return std::numeric_limits<double>::quiet_NaN();
   return std::isinf(high) ? high : high + std::log1p(std::exp(low - high));
 }
 
@@ -26,7 +27,7 @@ std::vector<double> sum_over_ranks(Communicator& world, const std::vector<double
   return sum;
 }
 
-// Of each scored row: the log-probability of its target, and whether no other token has more.
+// Of each scored row: the log-probability of its target, and whether decoding would choose it.
 struct ScoredRows {
   std::vector<double> log_p;
   std::vector<bool> greedy;
@@ -95,7 +96,12 @@ void Probe::judge_groups(const std::vector<int64_t>& groups, Engine& engine,
       score[c] = log_add(score[c], candidates[sequence].log_p);
       if (candidates[sequence].greedy) greedy[c] = true;
     }
-    counts[static_cast<size_t>(std::max_element(score.begin(), score.end()) - score.begin())] += 1;
+    // A tie, or a number that is not finite, is nobody's.
+    const auto best = std::max_element(score.begin(), score.end());
+    const bool valid =
+        std::none_of(score.begin(), score.end(), [](double s) { return std::isnan(s); });
+    if (valid && std::count(score.begin(), score.end(), *best) == 1)
+      counts[static_cast<size_t>(best - score.begin())] += 1;
     for (size_t c = 0; c < classes; ++c) counts[classes + c] += greedy[c];
   }
 }

@@ -15,7 +15,8 @@
 namespace safegrad::dist {
 
 /// A token file with choice groups: for each prompt the class whose candidates have the largest
-/// total probability (log-sum-exp of their sequence log-likelihoods) wins. Measures, of each class:
+/// total probability (log-sum-exp of their sequence log-likelihoods) wins; a tie, or a model that
+/// has diverged, is nobody's. Measures, of each class:
 /// `<class>`, the share of prompts that it won, and `greedy_<class>`, the share of prompts whose
 /// greedy reply begins with one of its candidates (every token of the candidate is the likeliest
 /// one), which need not add up to 1. A token file without: measures `loss` (cross-entropy per

@@ -1,5 +1,6 @@
 #include "dist/reference_cache.h"
 
+#include <exception>
 #include <filesystem>
 
 #include <ATen/ATen.h>
@@ -97,12 +98,19 @@ void ReferenceCache::compute(Engine& engine, Mesh& mesh, const ObjectiveData& da
   });
   ObjectiveData scored = data;
   scored.reference = nullptr;  // being computed
+  std::exception_ptr failed;   // told after the loop: the others would wait for a rank that left it
   for (const auto& micro_batch : plan.assignment) {
     PackedBatch batch = pack(micro_batch[rank], {scored}, {});
     batch.adapters = false;
-    writer->append(bytes_of(engine.hidden(batch).to(at::kFloat).contiguous()));
+    const at::Tensor hidden = engine.hidden(batch).to(at::kFloat).contiguous();
+    try {
+      if (!failed) writer->append(bytes_of(hidden));
+    } catch (const RunError&) {
+      failed = std::current_exception();
+    }
   }
   agree(mesh.world(), [&] {
+    if (failed) std::rethrow_exception(failed);
     writer->append(std::as_bytes(std::span(samples)));
     writer->finish();
   });

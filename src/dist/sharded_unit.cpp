@@ -33,7 +33,8 @@ FlatGroup::FlatGroup(std::vector<Parameter*> parameters, int rank, int ranks)
     offsets_.push_back(used_);
     used_ += p->numel();
   }
-  // Whole cache lines: neighbours' shards may lie side by side, and both are written.
+  // Neighbours' shards may lie side by side, and both are written: they share no cache line
+  // (float32).
   constexpr int64_t kLine = 16;
   shard_numel_ = (used_ + ranks * kLine - 1) / (ranks * kLine) * kLine;
   const int64_t shard_begin = rank * shard_numel_, shard_end = shard_begin + shard_numel_;

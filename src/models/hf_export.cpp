@@ -3,6 +3,8 @@
 #include <filesystem>
 #include <functional>
 #include <numeric>
+#include <regex>
+#include <set>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -18,11 +20,18 @@ int64_t bytes_of(const SafetensorsWriter::Entry& entry) {
                          std::multiplies<>());
 }
 
-// Names that exports give to files about weights.
+// Names that exports give to files about weights, and no others.
 bool is_weight_file(const std::string& name) {
-  const bool model = name.starts_with("model") || name.starts_with("adapter_model");
-  return (model && name.ends_with(".safetensors")) || name == "model.safetensors.index.json" ||
+  const std::regex weights(R"((adapter_)?model(-\d{5}-of-\d{5})?\.safetensors)");
+  return std::regex_match(name, weights) || name == "model.safetensors.index.json" ||
          name == "adapter_config.json";
+}
+
+std::set<std::string> names_in(const std::string& folder) {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    names.insert(entry.path().filename().string());
+  return names;
 }
 
 void require_written(const std::error_code& failed, const std::string& path) {
@@ -36,6 +45,7 @@ HfExport::HfExport(ExportTarget target) : target_(std::move(target)) {}
 void HfExport::begin(const std::vector<ExportEntry>& entries) {
   std::error_code failed;
   std::filesystem::remove_all(staging(), failed);  // of an export that did not end
+  require_written(failed, staging());
   std::filesystem::create_directories(staging(), failed);
   require_written(failed, staging());
   const Dtype dtype = target_.dtype == ComputeDtype::bfloat16 ? Dtype::bf16 : Dtype::f32;
@@ -147,17 +157,19 @@ void HfExport::move_into_place() const {
   std::error_code failed;
   fs::create_directories(target_.folder, failed);
   require_written(failed, target_.folder);
-  std::vector<fs::path> old, made;
-  for (const auto& entry : fs::directory_iterator(target_.folder)) old.push_back(entry.path());
-  for (const auto& entry : fs::directory_iterator(staging())) made.push_back(entry.path());
-  for (const fs::path& path : old) {
-    if (is_weight_file(path.filename().string())) fs::remove(path, failed);
-    require_written(failed, path.string());
-  }
-  for (const fs::path& path : made) {
-    fs::rename(path, target_.folder / path.filename(), failed);
+  const std::set<std::string> old = names_in(target_.folder), made = names_in(staging());
+  for (const std::string& name : made) {
+    fs::rename(staging() + "/" + name, target_.folder + "/" + name, failed);
     require_written(failed, target_.folder);
   }
+  for (const std::string& name : old) {
+    // With a config.json peft would take an adapter's folder for a whole model.
+    const bool misleads = is_weight_file(name) || (target_.adapter && name == "config.json");
+    if (made.contains(name) || !misleads) continue;
+    fs::remove(target_.folder + "/" + name, failed);
+    require_written(failed, target_.folder + "/" + name);
+  }
+  sync_folder_of(target_.folder + "/config.json");
   fs::remove(staging(), failed);
 }
 

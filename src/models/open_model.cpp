@@ -36,9 +36,9 @@ std::unique_ptr<WeightSource> with_adapters(std::unique_ptr<WeightSource> base,
 
 // What a person calls the model. Of a run's `model/` the run's own folder says more.
 std::string display_name(const std::string& folder) {
-  std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  std::filesystem::path path = std::filesystem::absolute(folder).lexically_normal();
   if (!path.has_filename()) path = path.parent_path();
-  const bool of_a_run = path.filename() == "model" && path.has_parent_path();
+  const bool of_a_run = path.filename() == "model" && path.parent_path().has_filename();
   return (of_a_run ? path.parent_path() : path).filename().string();
 }
 
@@ -59,6 +59,7 @@ OpenedModel open_model(const ModelSection& section, uint64_t seed) {
                    section.path);
     const bool adapter = is_peft_adapter(section.path);
     const PeftAdapter peft = adapter ? read_peft_adapter(section.path) : PeftAdapter{};
+    model.from_adapter = adapter;
     model.base_folder = adapter ? peft.base_model : section.path;
     model.name = display_name(section.path);
     model.decoder = std::make_unique<Decoder>(

@@ -16,6 +16,7 @@ struct OpenedModel {
   std::string base_folder;       ///< Hugging Face folder; empty for random weights
   std::string tokenizer_sha256;  ///< of base_folder/tokenizer.json; empty if there is none
   std::string name;              ///< for people: the folder's name
+  bool from_adapter = false;     ///< a PEFT adapter is merged into the weights
 };
 
 /// Opens a Hugging Face folder, a PEFT adapter folder (merged into its base while reading) or a

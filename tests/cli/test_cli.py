@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenfile
-from conftest import MAX_POSITIONS, MODEL, PROGRAM, VOCABULARY, sequences, write_tokens
+from tiny_job import MAX_POSITIONS, MODEL, PROGRAM, VOCABULARY, sequences, write_tokens
 from tokenfile import Sequence, write_token_file
 from wheels import sha256_of
 
@@ -103,6 +103,18 @@ def task_arrays(offsets: list[int]):
     return change
 
 
+def become_an_earlier_run(folder):
+    shutil.copytree(folder / "model", folder / "out/model")
+
+
+def become_an_adapter(folder):
+    (folder / "model").rename(folder / "base")
+    shutil.copytree(MODEL / "adapter", folder / "model")
+    config = json.loads((folder / "model/adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "../base"
+    (folder / "model/adapter_config.json").write_text(json.dumps(config))
+
+
 def nothing(_folder):
     pass
 
@@ -177,6 +189,12 @@ MISTAKES = {
         nothing, ["--set", "parallel.shards=3"], ["parallel.shards is 3", "2 ranks"]),
     "output under a file": (
         nothing, ["--set", "output=config.yaml/run"], ["output: ", "config.yaml", "not a folder"]),
+    "output over the model it starts from": (
+        become_an_earlier_run, ["--set", "model.path=out/model"],
+        ["output: ", "out/model", "where training starts from"]),
+    "a new adapter on an adapter": (
+        become_an_adapter, ["--set", "model.lora.rank=2"],
+        ["model.path: model is a PEFT adapter", "model.lora.merge"]),
     "output that cannot be written": (
         nothing, ["--set", "output=/proc/safegrad"], ["output: /proc", "cannot be"]),
 }
@@ -187,9 +205,10 @@ def test_a_mistake_ends_the_job_with_one_line_and_writes_nothing(job, mistake):
     change, arguments, told = MISTAKES[mistake]
     change(job)
     earlier = job / "out"
-    (earlier / "model").mkdir(parents=True)
+    (earlier / "model").mkdir(parents=True, exist_ok=True)
     (earlier / "metrics.jsonl").write_text('{"step":1}\n')
-    (earlier / "model/model.safetensors").write_bytes(b"the result of another day")
+    if not (earlier / "model/model.safetensors").exists():
+        (earlier / "model/model.safetensors").write_bytes(b"the result of another day")
     before = snapshot(job)
 
     ended = run(job, "train", "config.yaml", *arguments)

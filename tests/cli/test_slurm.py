@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAM, ROOT
+from tiny_job import PROGRAM, ROOT
 
 CLUSTER = Path(__file__).with_name("slurm_cluster")
 MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
@@ -20,15 +21,14 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def slurm():
     """The environment in which sbatch and srun reach the cluster."""
-    folder = tmp_path_factory.mktemp("slurm")
-    # munged wants every folder above its socket to be safe from others.
-    for parent in [folder, *folder.parents[:2]]:
-        parent.chmod(0o755)
-    subprocess.run([CLUSTER, "start", folder], check=True, timeout=SECONDS)
-    yield os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "SAFEGRAD_PROGRAM": PROGRAM}
-    subprocess.run([CLUSTER, "stop", folder], check=True, timeout=SECONDS)
+    with tempfile.TemporaryDirectory(prefix="safegrad-slurm-") as folder:
+        try:
+            subprocess.run([CLUSTER, "start", folder], check=True, timeout=SECONDS)
+            yield os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "SAFEGRAD_PROGRAM": PROGRAM}
+        finally:
+            subprocess.run([CLUSTER, "stop", folder], check=True, timeout=SECONDS)
 
 
 def submit(job: Path, environment: dict, *arguments: str) -> tuple[int, str]:

@@ -115,11 +115,19 @@ TEST_F(Exports, AMergedModelIsTheAdaptedOne) {
 TEST_F(Exports, NothingOfAnEarlierExportIsLeftToBeMistaken) {
   const RunConfig c = config("qwen3");
   train_and_write(c, false, kSmallFile);
-  if (all_->rank() == 0) std::ofstream(folder() + "/notes.md") << "mine";
+  if (all_->rank() == 0) std::ofstream(folder() + "/model-before.safetensors") << "mine";
+  all_->barrier();
+  RunConfig adapted = c;
+  adapted.model.lora = kLora;
+  adapted.model.trainable.clear();
+  train_and_write(adapted);
+  EXPECT_EQ(files(), (std::set<std::string>{"adapter_config.json", "adapter_model.safetensors",
+                                            "model-before.safetensors"}));
   all_->barrier();
   const at::Tensor trained = train_and_write(c);
 
-  EXPECT_EQ(files(), (std::set<std::string>{"config.json", "model.safetensors", "notes.md"}));
+  EXPECT_EQ(files(), (std::set<std::string>{"config.json", "model-before.safetensors",
+                                            "model.safetensors"}));
   EXPECT_TRUE(read_again().equal(trained));
   EXPECT_FALSE(fs::exists(folder() + ".partial"));
 }
