@@ -64,12 +64,14 @@ void check_output(const std::string& output) {
 // What is written must not take the place of what was read, and must be what was trained.
 void check_export(const RunConfig& config, const models::OpenedModel& model) {
   namespace fs = std::filesystem;
-  const fs::path target = fs::weakly_canonical(config.output + "/model");
   for (const std::string& source : {config.model.path, model.base_folder}) {
-    SAFEGRAD_CHECK(source.empty() || fs::weakly_canonical(source) != target, ConfigError,
-                   "output: the model would be written to {}, where training starts from; choose "
-                   "another folder",
-                   target.string());
+    for (const std::string& target : {config.output, config.output + "/model"}) {
+      SAFEGRAD_CHECK(source.empty() || fs::weakly_canonical(source) != fs::weakly_canonical(target),
+                     ConfigError,
+                     "output: {} would be written to, and training starts from it; choose another "
+                     "folder",
+                     target);
+    }
   }
   SAFEGRAD_CHECK(!model.from_adapter || !config.model.lora || config.model.lora->merge, ConfigError,
                  "model.path: {} is a PEFT adapter; a new adapter would be written for its base "

@@ -162,6 +162,10 @@ def prepare(arguments: argparse.Namespace) -> None:
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
         raise InputError(f"sources are named {names}; write name=path to tell them apart")
+    if arguments.out.suffix != ".safetensors":
+        raise InputError(f"--out: {arguments.out} must end in .safetensors")
+    if any(source.path.resolve() == arguments.out.resolve() for source in sources):
+        raise InputError(f"--out: {arguments.out} is one of the sources; it would be overwritten")
     chat = Chat(arguments.model)
     columns = parse_columns(arguments.columns)
     rows = [read_rows(source.path, columns) for source in sources]

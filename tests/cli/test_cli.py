@@ -191,7 +191,9 @@ MISTAKES = {
         nothing, ["--set", "output=config.yaml/run"], ["output: ", "config.yaml", "not a folder"]),
     "output over the model it starts from": (
         become_an_earlier_run, ["--set", "model.path=out/model"],
-        ["output: ", "out/model", "where training starts from"]),
+        ["output: out/model", "training starts from it"]),
+    "output in the model that it starts from": (
+        nothing, ["--set", "output=./model"], ["output: ./model", "training starts from it"]),
     "a new adapter on an adapter": (
         become_an_adapter, ["--set", "model.lora.rank=2"],
         ["model.path: model is a PEFT adapter", "model.lora.merge"]),

@@ -250,3 +250,14 @@ def test_split_total_adds_up_and_stays_within_one():
         counts = split_total([0.55, 0.3, 0.15], total)
         assert sum(counts) == total
         assert all(abs(c - p * total) < 1 for c, p in zip(counts, [0.55, 0.3, 0.15]))
+
+
+def test_sources_are_never_overwritten(smollm2_folder, tmp_path):
+    source = tmp_path / "rows.safetensors"
+    source.write_text("not looked at")
+    for out, told in ((source, "is one of the sources"), (tmp_path / "x.txt", "must end in")):
+        arguments = parse_arguments(
+            [str(source), "--model", str(smollm2_folder), "--out", str(out)])
+        with pytest.raises(InputError, match=told):
+            prepare(arguments)
+    assert source.read_text() == "not looked at"
