@@ -222,10 +222,11 @@ SafetensorsFile::SafetensorsFile(const std::string& path)
   Mapping& m = *mapping_;
   uint64_t header_bytes;
   std::memcpy(&header_bytes, m.data, kLengthBytes);
-  SAFEGRAD_CHECK(header_bytes <= kMaxHeaderBytes, InputError,
-                 "{}: claims a header of {} bytes, the format allows {}; this is no safetensors "
-                 "file (tools/prepare.py makes token files)",
-                 path, header_bytes, kMaxHeaderBytes);
+  SAFEGRAD_CHECK(
+      header_bytes <= kMaxHeaderBytes, InputError,
+      "{}: claims a header of {} bytes, the format allows {}; is this a safetensors file? "
+      "(tools/prepare.py makes token files)",
+      path, header_bytes, kMaxHeaderBytes);
   SAFEGRAD_CHECK(header_bytes <= m.size - kLengthBytes, InputError,
                  "{}: claims a header of {} bytes, the file has {} after its first 8; {}", path,
                  header_bytes, m.size - kLengthBytes, kDamaged);
