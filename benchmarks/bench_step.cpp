@@ -20,6 +20,7 @@
 #include "core/enum_names.h"
 #include "core/random.h"
 #include "core/safetensors.h"
+#include "cpu/cpu_backend.h"
 #include "dist/mpi_communicator.h"
 #include "dist/trainer.h"
 #include "models/open_model.h"
@@ -120,7 +121,7 @@ double median(std::vector<double> values) {
 }
 
 nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::Mesh& mesh) {
-  auto model = models::open_model(config.model, config.train.seed);
+  auto model = models::open_model(config.model, config.train.seed, cpu_backend());
   std::vector<std::string> warnings;
   const auto data = dist::open_data(config, *model.decoder, model.tokenizer_sha256, warnings);
   dist::Trainer trainer(config, *model.decoder, *model.weights, data, mesh);

@@ -13,6 +13,7 @@
 #include "core/files.h"
 #include "core/metrics.h"
 #include "core/pack.h"
+#include "cpu/cpu_backend.h"
 #include "dist/mesh.h"
 #include "dist/trainer.h"
 #include "models/hf_export.h"
@@ -116,7 +117,7 @@ Job open_job(const CommandLine& line, dist::Communicator& world, Purpose purpose
     in_file([&] {
       check_supported(job.config);
       check_data_given(job.config, purpose);
-      job.model = models::open_model(job.config.model, job.config.train.seed);
+      job.model = models::open_model(job.config.model, job.config.train.seed, cpu_backend());
     });
     dist::Mesh::check(world.size(), job.config.parallel.shards);
     if (purpose == Purpose::evaluate) {

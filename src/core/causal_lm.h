@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "core/backend.h"
 #include "core/model_sink.h"
 #include "core/packed_batch.h"
 #include "core/parameter.h"
@@ -33,6 +34,8 @@ class CausalLM {
  public:
   virtual ~CausalLM() = default;
 
+  /// Where it computes: batches and parameters are there.
+  virtual const Backend& backend() const = 0;
   virtual int64_t width() const = 0;
   virtual int64_t vocab_size() const = 0;
   virtual int64_t max_positions() const = 0;

@@ -1,5 +1,7 @@
 #include "core/pack.h"
 
+#include <algorithm>
+
 #include <ATen/ATen.h>
 
 #include "core/error.h"
@@ -15,7 +17,7 @@ at::Tensor to_tensor(const std::vector<int64_t>& values) {
 // Grows a batch token by token; finish() turns the lists into tensors.
 struct Builder {
   PackedBatch batch;
-  std::vector<int64_t> tokens, positions, scored, targets;
+  std::vector<int64_t> tokens, positions, scored, targets, dropout_keys;
 
   Builder() {
     batch.cu_seqlens = {0};
@@ -27,12 +29,16 @@ struct Builder {
   void push(int64_t token, int64_t position) {
     tokens.push_back(token);
     positions.push_back(position);
+    batch.positions_end = std::max(batch.positions_end, position + 1);
   }
   void score(int64_t row, int64_t target) {
     scored.push_back(row);
     targets.push_back(target);
   }
-  void end_sequence() { batch.cu_seqlens.push_back(size()); }
+  void end_sequence() {
+    batch.longest = std::max(batch.longest, size() - batch.cu_seqlens.back());
+    batch.cu_seqlens.push_back(size());
+  }
   void end_objective() {
     batch.segments.push_back(size());
     batch.scored_segments.push_back(static_cast<int64_t>(scored.size()));
@@ -42,6 +48,7 @@ struct Builder {
     batch.positions = to_tensor(positions);
     batch.scored = to_tensor(scored);
     batch.targets = to_tensor(targets);
+    batch.boundaries = to_tensor(batch.cu_seqlens).to(at::kInt);
     return std::move(batch);
   }
 };
@@ -71,6 +78,15 @@ int64_t prompt_length(const TokenFile& file, int64_t sequence) {
 
 }  // namespace
 
+PackedBatch upload(PackedBatch batch, const Backend& backend) {
+  for (at::Tensor* tensor :
+       {&batch.tokens, &batch.positions, &batch.boundaries, &batch.dropout_keys, &batch.scored,
+        &batch.targets, &batch.reference_hidden}) {
+    if (tensor->defined()) *tensor = backend.upload(*tensor);
+  }
+  return batch;
+}
+
 int64_t scored_rows(const ObjectiveData& data, int64_t i) {
   return data.all_positions ? data.file->length(i) : data.file->scored(i);
 }
@@ -87,7 +103,8 @@ PackedBatch pack(const std::vector<Draw>& draws, const std::vector<ObjectiveData
       if (objectives[k].reference) references.push_back(objectives[k].reference(sample));
       if (!options.dropout) continue;
       const uint64_t key = mix64(mix64(options.seed, static_cast<uint64_t>(options.step)), k);
-      builder.batch.dropout_keys.push_back(mix64(key, static_cast<uint64_t>(sample)));
+      builder.dropout_keys.resize(builder.tokens.size(),
+                                  static_cast<int64_t>(mix64(key, static_cast<uint64_t>(sample))));
     }
     builder.end_objective();
   }
@@ -95,6 +112,7 @@ PackedBatch pack(const std::vector<Draw>& draws, const std::vector<ObjectiveData
                  "pack: draw {} of {} is of objective {}; draws must be sorted and below {}", next,
                  draws.size(), draws[next].objective, objectives.size());
   PackedBatch batch = builder.finish();
+  if (options.dropout) batch.dropout_keys = to_tensor(builder.dropout_keys);
   if (!references.empty()) batch.reference_hidden = at::cat(references);
   return batch;
 }

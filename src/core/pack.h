@@ -4,6 +4,7 @@
 #include <functional>
 #include <vector>
 
+#include "core/backend.h"
 #include "core/packed_batch.h"
 #include "core/planner.h"
 #include "core/token_file.h"
@@ -33,6 +34,9 @@ int64_t scored_rows(const ObjectiveData& data, int64_t i);
 /// where nothing was drawn. Throws UsageError if draws are not sorted or name another objective.
 PackedBatch pack(const std::vector<Draw>& draws, const std::vector<ObjectiveData>& objectives,
                  const PackOptions& options);
+
+/// The batch with its tensors on the backend's device; copies are enqueued.
+PackedBatch upload(PackedBatch batch, const Backend& backend);
 
 /// Choice groups for a probe, prompts shared: a group's prompt is one sequence, and each candidate
 /// of more than one token continues it. Scored rows are listed candidate by candidate (the prompt's

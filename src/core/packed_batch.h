@@ -7,7 +7,7 @@
 
 namespace safegrad {
 
-/// One micro-batch of one rank. T tokens in N sequences; the sequences of objective k are the
+/// One micro-batch of one rank; its tensors are on the rank's device. T tokens in N sequences; the sequences of objective k are the
 /// tokens [segments[k], segments[k+1]) and its scored rows are [scored_segments[k],
 /// scored_segments[k+1]). Any of these may be empty: a rank without sequences still takes part in
 /// every collective.
@@ -17,9 +17,12 @@ struct PackedBatch {
   std::vector<int64_t> cu_seqlens;  ///< [N + 1] token boundaries of the sequences
   std::vector<int64_t>
       parents;  ///< [N] or empty; i >= 0: this sequence continues sequence i (probes only)
-  std::vector<int64_t> segments;       ///< [K + 1]
-  std::vector<uint64_t> dropout_keys;  ///< [N] or empty: no dropout
-  bool adapters = true;                ///< false: run the frozen base alone
+  std::vector<int64_t> segments;  ///< [K + 1]
+  at::Tensor boundaries;          ///< i32 [N + 1] cu_seqlens where the tokens are
+  int64_t longest = 0;            ///< tokens of the longest sequence
+  int64_t positions_end = 0;      ///< largest position + 1
+  at::Tensor dropout_keys;  ///< i64 [T] key of each token's sequence, or undefined: no dropout
+  bool adapters = true;     ///< false: run the frozen base alone
 
   at::Tensor scored;   ///< i64 [S] rows whose next token is scored, ascending per objective
   at::Tensor targets;  ///< i64 [S] that next token

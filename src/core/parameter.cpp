@@ -31,7 +31,8 @@ void Parameter::add_rows(size_t k, const at::Tensor& rows, const at::Tensor& g) 
   if (rows.numel() == 0) return;
   if (fresh[k]) grads[k].zero_();
   fresh[k] = false;
-  grads[k].index_add_(0, rows, g);
+  // Accumulating by index adds repeated rows in order, on a GPU too (index_add_ there does not).
+  grads[k].index_put_({rows}, g, /*accumulate=*/true);
 }
 
 void Parameter::settle() {

@@ -26,9 +26,9 @@ class BufferPool {
   std::map<std::pair<int64_t, at::ScalarType>, std::vector<at::Tensor>> free_;
 };
 
-/// The buffers of an engine: those whose contents other ranks add up, and the rest.
+/// The buffers of an engine: what gathers write, what reductions read on every rank, and the rest.
 struct Buffers {
-  BufferPool own, reduce_inputs;
+  BufferPool gather_outputs, reduce_inputs, own;
 };
 
 }  // namespace safegrad::dist

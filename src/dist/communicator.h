@@ -52,6 +52,8 @@ class Communicator {
   /// machine they read each other's in place: every rank reduces the buffer that it got from the
   /// same call, and waits for reductions in the order in which it started them. Collective.
   virtual at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) = 0;
+  /// A buffer [numel] for the output of all_gather, uninitialised. Collective.
+  virtual at::Tensor allocate_gather_output(int64_t numel, at::ScalarType dtype) = 0;
   /// full [n * size()] <- shard [n] of all ranks, in rank order. Counted alike where they come from
   /// allocate_shards.
   virtual std::unique_ptr<Work> all_gather(at::Tensor full, at::Tensor shard) = 0;
@@ -62,6 +64,8 @@ class Communicator {
   /// The words of all ranks, in rank order [size() * words.size()]; blocks. Carries the scalars
   /// that steer control flow: whoever sums them in rank order gets the same bits everywhere.
   virtual std::vector<uint64_t> all_gather_words(std::span<const uint64_t> words) = 0;
+  /// values [n] f64 on the device -> of all ranks in rank order, on the host [size() * n].
+  virtual std::vector<double> all_gather_scalars(const at::Tensor& values) = 0;
   /// text of rank `root` on every rank; blocks.
   virtual std::string broadcast(const std::string& text, int root) = 0;
   virtual void barrier() = 0;

@@ -48,11 +48,17 @@ Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
     : model_(model),
       mesh_(mesh),
       options_(std::move(options)),
-      buffers_{
-          BufferPool([](int64_t numel, at::ScalarType dtype) { return at::empty({numel}, dtype); }),
-          BufferPool([&mesh](int64_t numel, at::ScalarType dtype) {
-            return mesh.shard_group().allocate_reduce_input(numel, dtype);
-          })} {
+      buffers_{BufferPool([&mesh](int64_t numel, at::ScalarType dtype) {
+                 return mesh.shard_group().allocate_gather_output(numel, dtype);
+               }),
+               BufferPool([&mesh](int64_t numel, at::ScalarType dtype) {
+                 return mesh.shard_group().allocate_reduce_input(numel, dtype);
+               }),
+               BufferPool([device = model.backend().device()](int64_t numel, at::ScalarType dtype) {
+                 return at::empty({numel}, at::TensorOptions().dtype(dtype).device(device));
+               })},
+      clock_(model.backend()) {
+  options_.sharding.device = backend().device();
   units_.reserve(model_.units().size());
   for (const Unit& unit : model_.units()) {
     units_.emplace_back(unit, objectives(), options_.sharding, mesh_, buffers_);
@@ -81,7 +87,7 @@ void Engine::load_reference_head(const WeightSource& weights) {
 // see each other's shards must not read one that is still being written.
 void Engine::update(const std::vector<double>& coefficients, const AdamW& adamw) {
   clock_.enter(Phase::optimizer);
-  for (ShardedUnit& unit : units_) unit.update(coefficients, adamw);
+  for (ShardedUnit& unit : units_) unit.update(kernels(), coefficients, adamw);
   clock_.enter(Phase::wait);
   mesh_.shard_group().barrier();
 }
@@ -150,14 +156,18 @@ at::Tensor Engine::run_blocks(const PackedBatch& batch, GatherQueue& gathers, in
   return x;
 }
 
-double Engine::score(const PackedBatch& batch, size_t k, const at::Tensor& h, at::Tensor& dh) {
+void Engine::score(const PackedBatch& batch, size_t k, const at::Tensor& h, at::Tensor& dh,
+                   const at::Tensor& loss) {
   const int64_t begin = batch.scored_segments[k], rows = batch.scored_segments[k + 1] - begin;
   const at::Tensor h_k = h.narrow(0, begin, rows);
-  at::Tensor dh_k = dh.narrow(0, begin, rows);
+  const at::Tensor dh_k = dh.narrow(0, begin, rows);
   if (options_.losses[k] == Loss::kl) {
-    return kl_head(h_k, batch.reference_hidden, model_.head(), reference_head().value, k, dh_k);
+    kl_head(kernels(), h_k, batch.reference_hidden, model_.head(), reference_head().value, k, dh_k,
+            loss);
+  } else {
+    cross_entropy_head(kernels(), h_k, batch.targets.narrow(0, begin, rows), model_.head(), k, dh_k,
+                       loss);
   }
-  return cross_entropy_head(h_k, batch.targets.narrow(0, begin, rows), model_.head(), k, dh_k);
 }
 
 // dx [T, D] of the last block's output. Logits exist only for scored rows, a chunk at a time.
@@ -170,7 +180,7 @@ at::Tensor Engine::head_forward_backward(const PackedBatch& batch, const at::Ten
   const at::Tensor x_scored = x.index_select(0, batch.scored);
   const at::Tensor h = model_.final_norm(x_scored);
   at::Tensor dh = at::empty_like(h);
-  for (size_t k : active_) sums.loss[k] = score(batch, k, h, dh);
+  for (size_t k : active_) score(batch, k, h, dh, sums.loss.narrow(0, static_cast<int64_t>(k), 1));
   at::Tensor dx = at::zeros_like(x);
   dx.index_copy_(0, batch.scored, model_.final_norm_backward(x_scored, dh, batch.scored_segments));
   for (ShardedUnit* unit : group) unit->release();
@@ -204,8 +214,23 @@ void Engine::blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kep
   }
 }
 
-PassSums Engine::forward_backward(const PackedBatch& batch, const std::vector<size_t>& active,
-                                  bool first) {
+PassSums Engine::zero_sums() const {
+  const auto doubles = at::TensorOptions().dtype(at::kDouble).device(backend().device());
+  return {at::zeros({static_cast<int64_t>(objectives())}, doubles), 0.0};
+}
+
+at::Tensor Engine::inner_products() const {
+  const auto k = static_cast<int64_t>(objectives());
+  at::Tensor grams = at::zeros({static_cast<int64_t>(units_.size()), k, k},
+                               at::TensorOptions().dtype(at::kDouble).device(backend().device()));
+  for (size_t u = 0; u < units_.size(); ++u) {
+    units_[u].add_inner_products(kernels(), grams.select(0, static_cast<int64_t>(u)));
+  }
+  return grams;
+}
+
+void Engine::forward_backward(const PackedBatch& batch, const std::vector<size_t>& active,
+                              bool first, PassSums& sums) {
   active_ = active;
   first_ = first;
   const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
@@ -218,7 +243,7 @@ PassSums Engine::forward_backward(const PackedBatch& batch, const std::vector<si
 
   if (model_.adapter_unit() >= 0)
     units_[static_cast<size_t>(model_.adapter_unit())].lend_gradients(active_, first_);
-  PassSums sums{std::vector<double>(objectives(), 0.0), model_.flops(batch).total()};
+  sums.flops += model_.flops(batch).total();
   Kept kept;
   kept.inputs.resize(static_cast<size_t>(model_.blocks()));
   kept.activations.resize(static_cast<size_t>(model_.blocks()));
@@ -246,7 +271,6 @@ PassSums Engine::forward_backward(const PackedBatch& batch, const std::vector<si
     units_[embedding].finish_reduce();
   }
   clock_.enter(Phase::other);
-  return sums;
 }
 
 at::Tensor Engine::hidden(const PackedBatch& batch) {

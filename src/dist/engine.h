@@ -26,9 +26,9 @@ struct EngineOptions {
   Recompute recompute = Recompute::none;
 };
 
-/// What one micro-batch added on this rank.
+/// What micro-batches add up to on this rank.
 struct PassSums {
-  std::vector<double> loss;  ///< per objective, summed over scored positions
+  at::Tensor loss;   ///< [K] f64 on the device, each summed over scored positions
   double flops = 0;  ///< necessary matrix products (design §2), the reference head included
 };
 
@@ -50,6 +50,8 @@ class Engine {
   uint64_t fingerprint();
 
   CausalLM& model() { return model_; }
+  const Backend& backend() const { return model_.backend(); }
+  const Kernels& kernels() const { return backend().kernels(); }
   std::vector<ShardedUnit>& units() { return units_; }
   const std::vector<ShardedUnit>& units() const { return units_; }
   PhaseClock& clock() { return clock_; }
@@ -63,13 +65,19 @@ class Engine {
   void release_resident();
 
   /// One pass, two gradients: forward and backward of all objectives in `active` (those of the
-  /// batch), gradients into the units. `first`: the step's first contribution of these objectives.
-  PassSums forward_backward(const PackedBatch& batch, const std::vector<size_t>& active,
-                            bool first);
+  /// batch), gradients into the units, losses added to `sums`. `first`: the step's first
+  /// contribution of these objectives.
+  void forward_backward(const PackedBatch& batch, const std::vector<size_t>& active, bool first,
+                        PassSums& sums);
+  PassSums zero_sums() const;
 
   /// g = Σ_k coefficients[k] · gradient k, and AdamW, on every shard. Collective; all ranks have
   /// exchanged the step's scalars, so that none is still reading weights.
   void update(const std::vector<double>& coefficients, const AdamW& adamw);
+
+  /// [units, K, K] f64 on the device: inner products of every unit's accumulated gradients over
+  /// this rank's shards.
+  at::Tensor inner_products() const;
 
   /// Forward only. h [S, D]: final-normed hidden states of the scored rows.
   at::Tensor hidden(const PackedBatch& batch);
@@ -84,7 +92,8 @@ class Engine {
   at::Tensor head_forward_backward(const PackedBatch& batch, const at::Tensor& x,
                                    GatherQueue& gathers, PassSums& sums);
   void blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kept& kept, at::Tensor dx);
-  double score(const PackedBatch& batch, size_t objective, const at::Tensor& h, at::Tensor& dh);
+  void score(const PackedBatch& batch, size_t objective, const at::Tensor& h, at::Tensor& dh,
+             const at::Tensor& loss);
   std::vector<ShardedUnit*> head_group();
   Parameter& reference_head();
 

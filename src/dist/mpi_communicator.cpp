@@ -184,6 +184,15 @@ class MpiCommunicator : public Communicator {
     return buffer.defined() ? buffer : at::empty({numel}, dtype);
   }
 
+  at::Tensor allocate_gather_output(int64_t numel, at::ScalarType dtype) override {
+    return at::empty({numel}, dtype);
+  }
+
+  std::vector<double> all_gather_scalars(const at::Tensor& values) override {
+    return all_gather_doubles(
+        *this, {values.const_data_ptr<double>(), static_cast<size_t>(values.numel())});
+  }
+
   std::unique_ptr<Work> all_gather(at::Tensor full, at::Tensor shard) override {
     require(full.numel() == shard.numel() * size(), "all_gather", full, shard);
     count("all_gather", (size() - 1) * size_in_bytes(shard));

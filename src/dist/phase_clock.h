@@ -1,8 +1,12 @@
 // phase_clock.h: where the time of a step goes.
 #pragma once
 #include <array>
-#include <chrono>
 #include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "core/backend.h"
 
 namespace safegrad::dist {
 
@@ -23,27 +27,25 @@ enum class Phase {
 inline constexpr std::array<const char*, static_cast<size_t>(Phase::count)> kPhaseNames = {
     "other", "gather", "forward", "head", "backward", "reduce", "surgery", "optimizer", "wait"};
 
-/// Charges wall time to one phase at a time: enter() ends the phase before.
+/// Charges the device's time to one phase at a time: enter() ends the phase before.
 class PhaseClock {
  public:
-  void enter(Phase phase) {
-    const auto now = std::chrono::steady_clock::now();
-    seconds_[static_cast<size_t>(phase_)] += std::chrono::duration<double>(now - since_).count();
-    since_ = now;
-    phase_ = phase;
-  }
-  /// Seconds by phase since the last take(), which starts over.
-  std::array<double, static_cast<size_t>(Phase::count)> take() {
+  explicit PhaseClock(const Backend& backend)
+      : stopwatch_(backend.make_stopwatch(kPhaseNames.size())) {}
+
+  void enter(Phase phase) { stopwatch_->enter(static_cast<size_t>(phase)); }
+  /// Seconds by phase since the last take(), which starts over. A GPU that still works on the last
+  /// phases has them in the next.
+  std::map<std::string, double> take() {
     enter(Phase::other);
-    const auto result = seconds_;
-    seconds_.fill(0.0);
+    const auto seconds = stopwatch_->take();
+    std::map<std::string, double> result;
+    for (size_t p = 0; p < seconds.size(); ++p) result[kPhaseNames[p]] = seconds[p];
     return result;
   }
 
  private:
-  std::array<double, static_cast<size_t>(Phase::count)> seconds_{};
-  std::chrono::steady_clock::time_point since_ = std::chrono::steady_clock::now();
-  Phase phase_ = Phase::other;
+  std::unique_ptr<Stopwatch> stopwatch_;
 };
 
 }  // namespace safegrad::dist

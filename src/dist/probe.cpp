@@ -8,7 +8,6 @@
 #include <ATen/ATen.h>
 
 #include "core/head_loss.h"
-#include "core/loss_rows.h"
 
 namespace safegrad::dist {
 namespace {
@@ -19,34 +18,11 @@ double log_add(double a, double b) {
   return std::isinf(high) ? high : high + std::log1p(std::exp(low - high));
 }
 
-// Sums over ranks, in rank order: the same bits everywhere.
-std::vector<double> sum_over_ranks(Communicator& world, const std::vector<double>& values) {
-  const auto all = all_gather_doubles(world, values);
-  std::vector<double> sum(values.size(), 0.0);
-  for (size_t i = 0; i < all.size(); ++i) sum[i % values.size()] += all[i];
+// Sums what ranks gathered from each other, in rank order: the same bits everywhere.
+std::vector<double> sum_over_ranks(const Communicator& world, const std::vector<double>& all) {
+  std::vector<double> sum(all.size() / static_cast<size_t>(world.size()), 0.0);
+  for (size_t i = 0; i < all.size(); ++i) sum[i % sum.size()] += all[i];
   return sum;
-}
-
-// Of each scored row: the log-probability of its target, and whether decoding would choose it.
-struct ScoredRows {
-  std::vector<double> log_p;
-  std::vector<bool> greedy;
-};
-
-ScoredRows score_rows(const at::Tensor& h, const at::Tensor& targets, const Parameter& head) {
-  ScoredRows result;
-  for (int64_t begin = 0; begin < h.size(0); begin += kHeadChunk) {
-    const int64_t rows = std::min(kHeadChunk, h.size(0) - begin);
-    const at::Tensor logits = at::mm(h.narrow(0, begin, rows), head.value.t()).to(at::kFloat);
-    const at::Tensor chosen = targets.narrow(0, begin, rows);
-    const at::Tensor log_p = log_probabilities(logits, chosen).contiguous();
-    const at::Tensor greedy = logits.argmax(1).eq(chosen).contiguous();
-    const double* p = log_p.const_data_ptr<double>();
-    const bool* g = greedy.const_data_ptr<bool>();
-    result.log_p.insert(result.log_p.end(), p, p + rows);
-    result.greedy.insert(result.greedy.end(), g, g + rows);
-  }
-  return result;
 }
 
 }  // namespace
@@ -72,29 +48,33 @@ std::map<std::string, double> Probe::run(Engine& engine, Mesh& mesh, int64_t max
 // groups whose greedy reply begins with one of its candidates.
 void Probe::judge_groups(const std::vector<int64_t>& groups, Engine& engine,
                          std::vector<double>& counts) const {
-  const PackedChoices packed = pack_choices(groups, *file_, members_);
-  const at::Tensor h = engine.hidden(packed.batch);
-  ScoredRows rows;
-  engine.with_head(
-      [&](Parameter& head, Parameter&) { rows = score_rows(h, packed.batch.targets, head); });
+  PackedChoices packed = pack_choices(groups, *file_, members_);
+  const PackedBatch batch = upload(std::move(packed.batch), engine.backend());
+  const at::Tensor h = engine.hidden(batch);
+  at::Tensor log_p, greedy;
+  engine.with_head([&](Parameter& head, Parameter&) {
+    const ScoredRows rows = score_rows(engine.kernels(), h, batch.targets, head.value);
+    log_p = rows.log_p.cpu();
+    greedy = rows.greedy.cpu();
+  });
   struct Candidate {
     double log_p = 0;
     bool greedy = true;
   };
   std::map<int64_t, Candidate> candidates;  // by sequence of the file
-  for (size_t i = 0; i < rows.log_p.size(); ++i) {
+  for (size_t i = 0; i < packed.candidates.size(); ++i) {
     Candidate& candidate = candidates[packed.candidates[i]];
-    candidate.log_p += rows.log_p[i];
-    candidate.greedy = candidate.greedy && rows.greedy[i];
+    candidate.log_p += log_p.const_data_ptr<double>()[i];
+    candidate.greedy = candidate.greedy && greedy.const_data_ptr<bool>()[i];
   }
   const size_t classes = file_->classes().size();
   for (int64_t group : groups) {
     std::vector<double> score(classes, -std::numeric_limits<double>::infinity());
-    std::vector<bool> greedy(classes, false);
+    std::vector<bool> would_say(classes, false);
     for (int64_t sequence : members_[static_cast<size_t>(group)]) {
       const auto c = static_cast<size_t>(file_->choice(sequence));
       score[c] = log_add(score[c], candidates[sequence].log_p);
-      if (candidates[sequence].greedy) greedy[c] = true;
+      if (candidates[sequence].greedy) would_say[c] = true;
     }
     // A tie, or a number that is not finite, is nobody's.
     const auto best = std::max_element(score.begin(), score.end());
@@ -102,7 +82,7 @@ void Probe::judge_groups(const std::vector<int64_t>& groups, Engine& engine,
         std::none_of(score.begin(), score.end(), [](double s) { return std::isnan(s); });
     if (valid && std::count(score.begin(), score.end(), *best) == 1)
       counts[static_cast<size_t>(best - score.begin())] += 1;
-    for (size_t c = 0; c < classes; ++c) counts[classes + c] += greedy[c];
+    for (size_t c = 0; c < classes; ++c) counts[classes + c] += would_say[c];
   }
 }
 
@@ -121,7 +101,7 @@ std::map<std::string, double> Probe::run_choices(Engine& engine, Mesh& mesh,
       groups.push_back(draw.sample);
     judge_groups(groups, engine, counts);
   }
-  counts = sum_over_ranks(mesh.world(), counts);
+  counts = sum_over_ranks(mesh.world(), all_gather_doubles(mesh.world(), counts));
   const auto groups = static_cast<double>(members_.size());
   std::map<std::string, double> shares;
   for (size_t c = 0; c < classes.size(); ++c) {
@@ -142,21 +122,25 @@ std::map<std::string, double> Probe::run_likelihood(Engine& engine, Mesh& mesh,
   }
   stream.per_step = file_->size();
   const StepPlan plan = Planner({stream}, mesh.world().size(), max_tokens, 0, 0, 0.0).plan(0);
-  std::vector<double> sums(2, 0.0);  // cross-entropy, KL
+  at::Tensor sums = at::zeros({2}, at::TensorOptions()
+                                       .dtype(at::kDouble)
+                                       .device(engine.backend().device()));  // cross-entropy, KL
   for (const auto& micro_batch : plan.assignment) {
-    const PackedBatch batch =
-        pack(micro_batch[static_cast<size_t>(mesh.world().rank())], {data}, {});
+    const PackedBatch batch = upload(
+        pack(micro_batch[static_cast<size_t>(mesh.world().rank())], {data}, {}), engine.backend());
     const at::Tensor h = engine.hidden(batch);
     engine.with_head([&](Parameter& head, Parameter& reference_head) {
-      sums[0] += cross_entropy_head(h, batch.targets, head, 0, {});
-      if (reference_)
-        sums[1] += kl_head(h, batch.reference_hidden, head, reference_head.value, 0, {});
+      const Kernels& kernels = engine.kernels();
+      cross_entropy_head(kernels, h, batch.targets, head, 0, {}, sums.narrow(0, 0, 1));
+      if (!reference_) return;
+      kl_head(kernels, h, batch.reference_hidden, head, reference_head.value, 0, {},
+              sums.narrow(0, 1, 1));
     });
   }
-  sums = sum_over_ranks(mesh.world(), sums);
+  const auto totals = sum_over_ranks(mesh.world(), mesh.world().all_gather_scalars(sums));
   const auto scored = static_cast<double>(file_->total_scored());
-  std::map<std::string, double> measures = {{"loss", sums[0] / scored}};
-  if (reference_) measures["kl"] = sums[1] / scored;
+  std::map<std::string, double> measures = {{"loss", totals[0] / scored}};
+  if (reference_) measures["kl"] = totals[1] / scored;
   return measures;
 }
 

@@ -100,9 +100,9 @@ void ReferenceCache::compute(Engine& engine, Mesh& mesh, const ObjectiveData& da
   scored.reference = nullptr;  // being computed
   std::exception_ptr failed;   // told after the loop: the others would wait for a rank that left it
   for (const auto& micro_batch : plan.assignment) {
-    PackedBatch batch = pack(micro_batch[rank], {scored}, {});
+    PackedBatch batch = upload(pack(micro_batch[rank], {scored}, {}), engine.backend());
     batch.adapters = false;
-    const at::Tensor hidden = engine.hidden(batch).to(at::kFloat).contiguous();
+    const at::Tensor hidden = engine.hidden(batch).to(at::kCPU, at::kFloat).contiguous();
     try {
       if (!failed) writer->append(bytes_of(hidden));
     } catch (const RunError&) {

@@ -91,13 +91,14 @@ ShardedUnit::ShardedUnit(const Unit& unit, size_t objectives, const ShardingOpti
       accumulated_(objectives),
       gradient_full_(objectives) {
   if (trains()) {
-    const int64_t n = trainable_.group.shard_numel();
     allocate(trainable_);
+    const auto floats = at::TensorOptions().dtype(at::kFloat).device(options.device);
+    const at::IntArrayRef size = trainable_.memory.own.sizes();
     const bool same_dtype = options.compute_dtype == at::kFloat;
-    master_ = same_dtype ? trainable_.memory.own : at::zeros({n}, at::kFloat);
-    m_ = at::zeros({n}, at::kFloat);
-    v_ = at::zeros({n}, at::kFloat);
-    for (at::Tensor& a : accumulated_) a = at::zeros({n}, at::kFloat);
+    state_ = {same_dtype ? trainable_.memory.own : at::zeros(size, floats), at::zeros(size, floats),
+              at::zeros(size, floats), trainable_.memory.own};
+    for (at::Tensor& a : accumulated_) a = at::zeros(size, floats);
+    find_update_ranges();
   }
   if (!frozen_.group.empty()) allocate(frozen_);
 }
@@ -107,12 +108,29 @@ void ShardedUnit::allocate(Part& part) {
   if (part.sharded) {
     part.memory = mesh_.shard_group().allocate_shards(n, options_.compute_dtype);
   } else {
-    part.memory.own = part.memory.all = at::zeros({n}, options_.compute_dtype);
+    part.memory.own = part.memory.all =
+        at::zeros({n}, at::TensorOptions().dtype(options_.compute_dtype).device(options_.device));
+  }
+}
+
+// Vectors (norms, biases) take no weight decay; neighbours that are treated alike are one range.
+void ShardedUnit::find_update_ranges() {
+  for (const FlatGroup::Overlap& o : trainable_.group.overlaps()) {
+    const UpdateRange range{o.offset, o.offset + (o.end - o.begin), o.parameter->shape.size() > 1};
+    if (!update_ranges_.empty() && update_ranges_.back().end == range.begin &&
+        update_ranges_.back().decays == range.decays) {
+      update_ranges_.back().end = range.end;
+    } else {
+      update_ranges_.push_back(range);
+    }
   }
 }
 
 void ShardedUnit::load(const WeightSource& weights) {
+  // Read on the host in float32: into the shard itself where it is that, else by way of a copy.
   auto read = [&](const FlatGroup& group, at::Tensor& destination) {
+    const bool direct = destination.device().is_cpu() && destination.scalar_type() == at::kFloat;
+    at::Tensor staging = direct ? destination : at::zeros({group.shard_numel()}, at::kFloat);
     for (const FlatGroup::Overlap& o : group.overlaps()) {
       // A parameter's pieces are whole rows, one below the other.
       const int64_t row = o.parameter->numel() / o.parameter->shape[0];
@@ -121,22 +139,16 @@ void ShardedUnit::load(const WeightSource& weights) {
         const int64_t begin = std::max(o.begin, first), end = std::min(o.end, last);
         if (begin >= end) continue;
         weights.read(piece.name, begin - first, end - first,
-                     destination.data_ptr<float>() + o.offset + (begin - o.begin));
+                     staging.data_ptr<float>() + o.offset + (begin - o.begin));
       }
     }
+    if (!direct) destination.copy_(staging);
   };
   if (trains()) {
-    read(trainable_.group, master_);
-    if (!trainable_.memory.own.is_same(master_)) trainable_.memory.own.copy_(master_);
+    read(trainable_.group, state_.master);
+    if (!state_.compute.is_same(state_.master)) state_.compute.copy_(state_.master);
   }
-  if (frozen_.group.empty()) return;
-  if (options_.compute_dtype == at::kFloat) {
-    read(frozen_.group, frozen_.memory.own);
-  } else {
-    at::Tensor staging = at::zeros({frozen_.group.shard_numel()}, at::kFloat);
-    read(frozen_.group, staging);
-    frozen_.memory.own.copy_(staging);
-  }
+  if (!frozen_.group.empty()) read(frozen_.group, frozen_.memory.own);
 }
 
 uint64_t ShardedUnit::fingerprint() const {
@@ -144,14 +156,14 @@ uint64_t ShardedUnit::fingerprint() const {
   auto add = [&](const FlatGroup& group, const at::Tensor& values) {
     for (const FlatGroup::Overlap& o : group.overlaps()) {
       const uint64_t seed = hash_name(o.parameter->name);
-      const at::Tensor slice = values.narrow(0, o.offset, o.end - o.begin).to(at::kFloat);
+      const at::Tensor slice = values.narrow(0, o.offset, o.end - o.begin).to(at::kCPU, at::kFloat);
       const float* x = slice.const_data_ptr<float>();
       for (int64_t i = 0; i < o.end - o.begin; ++i) {
         sum += mix64(seed + static_cast<uint64_t>(o.begin + i), std::bit_cast<uint32_t>(x[i]));
       }
     }
   };
-  if (trains()) add(trainable_.group, master_);
+  if (trains()) add(trainable_.group, state_.master);
   // Replicated weights are on every rank: the first one speaks for all.
   const bool speaks = frozen_.sharded || mesh_.shard_group().rank() == 0;
   if (!frozen_.group.empty() && speaks) add(frozen_.group, frozen_.memory.own);
@@ -162,7 +174,7 @@ void ShardedUnit::start_gather(Part& part) {
   if (part.group.empty()) return;
   part.full = part.memory.all.defined()
                   ? part.memory.all
-                  : buffers_.own.take(part.group.numel(), options_.compute_dtype);
+                  : buffers_.gather_outputs.take(part.group.numel(), options_.compute_dtype);
   if (part.sharded) part.work = mesh_.shard_group().all_gather(part.full, part.memory.own);
 }
 
@@ -188,7 +200,7 @@ void ShardedUnit::finish_gather() {
 void ShardedUnit::release(Part& part) {
   if (part.group.empty()) return;
   part.group.view_values({});
-  if (!part.memory.all.defined()) buffers_.own.give_back(std::move(part.full));
+  if (!part.memory.all.defined()) buffers_.gather_outputs.give_back(std::move(part.full));
   part.full = at::Tensor();
 }
 
@@ -270,19 +282,13 @@ void ShardedUnit::reduce_replicas() {
   for (at::Tensor& a : accumulated_) mesh_.replica_group().all_reduce(a);
 }
 
-void ShardedUnit::add_inner_products(Gram& gram) const {
-  if (trains()) safegrad::add_inner_products(accumulated_, gram);
+void ShardedUnit::add_inner_products(const Kernels& kernels, const at::Tensor& gram) const {
+  if (trains()) kernels.add_inner_products(accumulated_, gram);
 }
 
-void ShardedUnit::update(const std::vector<double>& coefficients, const AdamW& adamw) {
-  if (!trains()) return;
-  AdamW undecayed = adamw;
-  undecayed.decay = 1.0f;
-  for (const FlatGroup::Overlap& o : trainable_.group.overlaps()) {
-    fused_update(accumulated_, coefficients, o.parameter->shape.size() > 1 ? adamw : undecayed,
-                 o.offset, o.offset + (o.end - o.begin), master_, m_, v_);
-  }
-  if (!trainable_.memory.own.is_same(master_)) trainable_.memory.own.copy_(master_);
+void ShardedUnit::update(const Kernels& kernels, const std::vector<double>& coefficients,
+                         const AdamW& adamw) {
+  if (trains()) kernels.update(accumulated_, coefficients, adamw, update_ranges_, state_);
 }
 
 }  // namespace safegrad::dist

@@ -6,9 +6,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "core/kernels.h"
 #include "core/parameter.h"
-#include "core/surgery.h"
-#include "core/update.h"
 #include "core/weight_source.h"
 #include "dist/buffer_pool.h"
 #include "dist/mesh.h"
@@ -19,6 +18,7 @@ struct ShardingOptions {
   at::ScalarType compute_dtype = at::kFloat;
   at::ScalarType reduce_dtype = at::kFloat;
   bool replicate_frozen = false;
+  at::Device device = at::kCPU;  ///< the engine sets it to its model's
 };
 
 /// Parameters laid end to end in one flat buffer, padded with zeros to a multiple of R (zeros add
@@ -86,11 +86,11 @@ class ShardedUnit {
   /// One all-reduce per objective across replicas, after the step's last micro-batch.
   void reduce_replicas();
 
-  /// gram += inner products of this rank's accumulated gradients.
-  void add_inner_products(Gram& gram) const;
+  /// gram [K, K] f64 += inner products of this rank's accumulated gradients.
+  void add_inner_products(const Kernels& kernels, const at::Tensor& gram) const;
   /// Fused combine + AdamW on this rank's shard, which other ranks may see
   /// (Communicator::allocate_shards). Vectors (one-dimensional parameters) take no weight decay.
-  void update(const std::vector<double>& coefficients, const AdamW& adamw);
+  void update(const Kernels& kernels, const std::vector<double>& coefficients, const AdamW& adamw);
   /// This rank's accumulated gradient of objective k, [S] f32, for tests and checks.
   const at::Tensor& gradient_shard(size_t k) const { return accumulated_[k]; }
 
@@ -108,6 +108,7 @@ class ShardedUnit {
     std::unique_ptr<Work> work;
   };
   void allocate(Part& part);
+  void find_update_ranges();
   void start_gather(Part& part);
   void release(Part& part);
   bool lends_accumulators() const;
@@ -118,7 +119,8 @@ class ShardedUnit {
   Mesh& mesh_;
   Buffers& buffers_;
   Part trainable_, frozen_;
-  at::Tensor master_, m_, v_;              // [S] f32
+  ShardState state_;  // [S]; compute: what a gather sends
+  std::vector<UpdateRange> update_ranges_;
   std::vector<at::Tensor> accumulated_;    // K × [S] f32
   std::vector<at::Tensor> gradient_full_;  // K × [P] while lent
   std::vector<size_t> active_;

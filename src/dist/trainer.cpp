@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "core/error.h"
-#include "core/gemm_rate.h"
 #include "core/schedule.h"
 
 namespace safegrad::dist {
@@ -144,7 +143,7 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
 
 void Trainer::measure_speed_of_light() {
   mesh_.world().barrier();  // all ranks at the same time, as in training
-  const double own_rate = measure_gemm_rate(config_.model.dtype);
+  const double own_rate = engine_.backend().measure_gemm_rate(engine_.compute_dtype());
   gemm_rate_ = 0;
   for (double rate : all_gather_doubles(mesh_.world(), std::span(&own_rate, 1))) gemm_rate_ += rate;
 }
@@ -172,8 +171,7 @@ StepRecord Trainer::step(int64_t index) {
   record.loss_task = totals.loss[0] / tokens[0];
   if (objectives_.size() > 1) record.loss_align = totals.loss[1] / tokens[1];
   describe(record, plan, index);
-  const auto phases = engine_.clock().take();
-  for (size_t p = 0; p < phases.size(); ++p) record.phase_seconds[kPhaseNames[p]] = phases[p];
+  record.phase_seconds = engine_.clock().take();
   record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   record.tokens_per_s =
       static_cast<double>(record.task_tokens + record.align_tokens) / record.seconds;
@@ -185,20 +183,18 @@ StepRecord Trainer::step(int64_t index) {
 // later, in the Gram matrix and the coefficients. So no assignment of sequences to ranks or
 // micro-batches changes the result.
 PassSums Trainer::accumulate(const StepPlan& plan, int64_t index) {
-  PassSums total{std::vector<double>(objectives_.size(), 0.0), 0.0};
+  PassSums sums = engine_.zero_sums();
   engine_.begin_step();
   bool first = true;
   for (const auto& micro_batch : plan.assignment) {
     const auto& draws = micro_batch[static_cast<size_t>(mesh_.world().rank())];
     for (const std::vector<size_t>& active : passes_) {
-      const PassSums sums = engine_.forward_backward(pack_for(draws, active, index), active, first);
-      for (size_t k = 0; k < total.loss.size(); ++k) total.loss[k] += sums.loss[k];
-      total.flops += sums.flops;
+      engine_.forward_backward(pack_for(draws, active, index), active, first, sums);
     }
     first = false;
   }
   engine_.end_step();
-  return total;
+  return sums;
 }
 
 PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
@@ -209,47 +205,43 @@ PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<
       chosen.push_back(draw);
   }
   const bool dropout = config_.model.lora && config_.model.lora->dropout > 0;
-  return pack(chosen, objectives_, {dropout, config_.train.seed, index});
+  return upload(pack(chosen, objectives_, {dropout, config_.train.seed, index}), engine_.backend());
 }
 
-// The step's only reduction of scalars: every rank's words, summed in rank order, so that all ranks
-// hold the same bits. Inner products are summed over the ranks of one replica (replicas hold the
-// same shards), losses over all ranks.
+// The step's only exchange of scalars, and the only time that the host waits for a GPU: every
+// rank's values, summed in rank order, so that all ranks hold the same bits. Inner products are
+// summed over the ranks of one replica (replicas hold the same shards), losses over all ranks.
 Trainer::Totals Trainer::reduce(const PassSums& sums) {
   engine_.clock().enter(Phase::surgery);
-  const size_t k = gram_.size, per_gram = k * k;
-  const bool per_unit = config_.objective.gram_per_unit;
-  std::vector<Gram> grams(1, Gram(k));
-  for (ShardedUnit& unit : engine_.units()) {
-    Gram own(k);
-    unit.add_inner_products(own);
-    for (size_t i = 0; i < per_gram; ++i) grams[0].values[i] += own.values[i];
-    if (per_unit) grams.push_back(std::move(own));
-  }
-  std::vector<double> words = sums.loss;
-  words.push_back(sums.flops);
-  for (const Gram& g : grams) words.insert(words.end(), g.values.begin(), g.values.end());
+  const at::Tensor unit_grams = engine_.inner_products();
+  const at::Tensor flops = engine_.backend().upload(at::full({1}, sums.flops, at::kDouble));
+  std::vector<at::Tensor> parts = {sums.loss, flops, unit_grams.sum(0).flatten()};
+  if (config_.objective.gram_per_unit) parts.push_back(unit_grams.flatten());
+  const at::Tensor values = at::cat(parts);
 
   engine_.clock().enter(Phase::wait);
-  const auto all = all_gather_doubles(mesh_.world(), words);
+  const std::vector<double> all = mesh_.world().all_gather_scalars(values);
   engine_.clock().enter(Phase::surgery);
-  std::vector<double> sum(words.size(), 0.0);
+  const auto n = static_cast<size_t>(values.numel()), k = gram_.size, per_gram = k * k;
+  std::vector<double> sum(n, 0.0);
   for (int r = 0; r < mesh_.world().size(); ++r) {
-    for (size_t i = 0; i < words.size(); ++i) {
-      if (i <= k || r < mesh_.shards()) sum[i] += all[static_cast<size_t>(r) * words.size() + i];
+    for (size_t i = 0; i < n; ++i) {
+      if (i <= k || r < mesh_.shards()) sum[i] += all[static_cast<size_t>(r) * n + i];
     }
   }
   Totals totals;
   totals.loss.assign(sum.begin(), sum.begin() + static_cast<std::ptrdiff_t>(k));
   totals.flops = sum[k];
   totals.finite = std::all_of(sum.begin(), sum.end(), [](double v) { return std::isfinite(v); });
-  auto next = sum.begin() + static_cast<std::ptrdiff_t>(k) + 1;
-  for (Gram& g : grams) {
-    std::copy(next, next + static_cast<std::ptrdiff_t>(per_gram), g.values.begin());
-    next += static_cast<std::ptrdiff_t>(per_gram);
-  }
-  gram_ = grams[0];
-  unit_grams_.assign(grams.begin() + 1, grams.end());
+  auto next_gram = [&, next = k + 1]() mutable {
+    Gram gram(k);
+    for (double& value : gram.values) value = sum[next++];
+    return gram;
+  };
+  gram_ = next_gram();
+  unit_grams_.clear();
+  for (size_t left = n - (k + 1) - per_gram; left > 0; left -= per_gram)
+    unit_grams_.push_back(next_gram());
   return totals;
 }
 

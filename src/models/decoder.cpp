@@ -14,10 +14,10 @@ struct BlockActivations : Activations {
   at::Tensor qkv;                           // [T, (heads + 2 kv) d] rotated
   at::Tensor raw_q, raw_k, rstd_q, rstd_k;  // before q/k norm (Qwen3 only)
   at::Tensor attended;                      // [T, heads d]
-  std::vector<at::Tensor> lse;
-  at::Tensor middle;   // [T, D] after attention's residual
-  at::Tensor rstd2;    // [T]
-  at::Tensor gate_up;  // [T, 2F]
+  std::vector<at::Tensor> attention;        // what its backward needs
+  at::Tensor middle;                        // [T, D] after attention's residual
+  at::Tensor rstd2;                         // [T]
+  at::Tensor gate_up;                       // [T, 2F]
   LoraHidden lora_qkv, lora_o, lora_gate_up, lora_down;
 };
 
@@ -39,23 +39,17 @@ void Decoder::embed_backward(const PackedBatch& batch, const at::Tensor& dx) {
   }
 }
 
-void Decoder::prepare_rotary(const PackedBatch& batch, const at::Tensor& like) {
-  int64_t longest = 0;
-  for (int64_t n = 0; n < batch.sequences(); ++n) {
-    const auto i = static_cast<size_t>(n);
-    const int64_t last = batch.cu_seqlens[i + 1] - 1;
-    longest = std::max(longest, batch.positions.const_data_ptr<int64_t>()[last] + 1);
-  }
-  if (cos_.defined() && cos_.size(0) >= longest) return;
-  std::tie(cos_, sin_) = rotary_tables(config_, longest);
-  cos_ = cos_.to(like.device());
-  sin_ = sin_.to(like.device());
+void Decoder::prepare_rotary(const PackedBatch& batch) {
+  if (cos_.defined() && cos_.size(0) >= batch.positions_end) return;
+  const auto [cos, sin] = rotary_tables(config_, batch.positions_end);
+  cos_ = backend_.upload(cos);
+  sin_ = backend_.upload(sin);
 }
 
 void Decoder::rotate_qk(at::Tensor& qkv, const PackedBatch& batch, bool inverse) const {
   const int64_t heads = attention_.heads + attention_.kv_heads, d = attention_.head_dim;
-  rotate(qkv.narrow(1, 0, heads * d).view({qkv.size(0), heads, d}), batch.positions, cos_, sin_,
-         inverse);
+  kernels_.rotate(qkv.narrow(1, 0, heads * d).view({qkv.size(0), heads, d}), batch.positions, cos_,
+                  sin_, inverse);
 }
 
 void Decoder::normalise_heads(BlockActivations& kept, at::Tensor& qkv, const Block& block) const {
@@ -64,7 +58,8 @@ void Decoder::normalise_heads(BlockActivations& kept, at::Tensor& qkv, const Blo
                        at::Tensor& rstd) {
     at::Tensor slice = qkv.narrow(1, first * d, heads * d);
     raw = slice.reshape({tokens * heads, d}).clone();
-    slice.copy_(rms_norm(raw, weight.value, config_.rms_norm_eps, rstd).view({tokens, heads * d}));
+    slice.copy_(
+        kernels_.rms_norm(raw, weight.value, config_.rms_norm_eps, rstd).view({tokens, heads * d}));
   };
   normalise(0, attention_.heads, *block.q_norm, kept.raw_q, kept.rstd_q);
   normalise(attention_.heads, attention_.kv_heads, *block.k_norm, kept.raw_k, kept.rstd_k);
@@ -79,7 +74,7 @@ void Decoder::normalise_heads_backward(const BlockActivations& kept, at::Tensor&
     std::vector<int64_t> rows = batch.segments;
     for (int64_t& boundary : rows) boundary *= heads;
     at::Tensor draw = at::zeros({tokens * heads, d}, dqkv.options());
-    rms_norm_backward(slice.reshape({tokens * heads, d}), raw, rstd, weight, rows, draw);
+    kernels_.rms_norm_backward(slice.reshape({tokens * heads, d}), raw, rstd, weight, rows, draw);
     slice.copy_(draw.view({tokens, heads * d}));
   };
   backward(0, attention_.heads, *block.q_norm, kept.raw_q, kept.rstd_q);
@@ -89,21 +84,21 @@ void Decoder::normalise_heads_backward(const BlockActivations& kept, at::Tensor&
 at::Tensor Decoder::forward_block(int64_t index, const at::Tensor& x, const PackedBatch& batch,
                                   std::unique_ptr<Activations>* keep) {
   const Block& block = blocks_[static_cast<size_t>(index)];
-  prepare_rotary(batch, x);
+  prepare_rotary(batch);
   auto kept = std::make_unique<BlockActivations>();
   kept->x = x;
-  kept->qkv =
-      block.qkv.forward(rms_norm(x, block.input_norm->value, config_.rms_norm_eps, kept->rstd1),
-                        batch, &kept->lora_qkv);
+  kept->qkv = block.qkv.forward(
+      kernels_.rms_norm(x, block.input_norm->value, config_.rms_norm_eps, kept->rstd1), batch,
+      &kept->lora_qkv);
   if (config_.qk_norm) normalise_heads(*kept, kept->qkv, block);
   rotate_qk(kept->qkv, batch, /*inverse=*/false);
-  kept->attended = attention(kept->qkv, attention_, batch, kept->lse);
+  kept->attended = kernels_.attention(kept->qkv, attention_, batch, kept->attention);
   kept->middle = block.o.forward(kept->attended, batch, &kept->lora_o).add_(x);
   kept->gate_up = block.gate_up.forward(
-      rms_norm(kept->middle, block.post_norm->value, config_.rms_norm_eps, kept->rstd2), batch,
-      &kept->lora_gate_up);
-  at::Tensor y =
-      block.down.forward(swiglu(kept->gate_up), batch, &kept->lora_down).add_(kept->middle);
+      kernels_.rms_norm(kept->middle, block.post_norm->value, config_.rms_norm_eps, kept->rstd2),
+      batch, &kept->lora_gate_up);
+  at::Tensor y = block.down.forward(kernels_.swiglu(kept->gate_up), batch, &kept->lora_down)
+                     .add_(kept->middle);
   if (keep) *keep = std::move(kept);
   return y;
 }
@@ -115,45 +110,46 @@ at::Tensor Decoder::backward_block(int64_t index, std::unique_ptr<Activations> a
   const double eps = config_.rms_norm_eps;
   at::Tensor unused_rstd;
   auto normed = [&](const Projection& projection, const at::Tensor& x, const Parameter& weight) {
-    return projection.needs_input() ? rms_norm(x, weight.value, eps, unused_rstd) : at::Tensor();
+    return projection.needs_input() ? kernels_.rms_norm(x, weight.value, eps, unused_rstd)
+                                    : at::Tensor();
   };
 
   at::Tensor dgate_up, act;
-  swiglu_backward(block.down.input_gradient(dy, batch), kept.gate_up, dgate_up, act);
+  kernels_.swiglu_backward(block.down.input_gradient(dy, batch), kept.gate_up, dgate_up, act);
   block.down.weight_gradients(dy, act, batch, kept.lora_down);
   act.reset();
   block.gate_up.weight_gradients(dgate_up, normed(block.gate_up, kept.middle, *block.post_norm),
                                  batch, kept.lora_gate_up);
   at::Tensor& dmiddle = dy;  // the residual path: dy itself, plus what comes back through the norm
-  rms_norm_backward(block.gate_up.input_gradient(dgate_up, batch), kept.middle, kept.rstd2,
-                    *block.post_norm, batch.segments, dmiddle);
+  kernels_.rms_norm_backward(block.gate_up.input_gradient(dgate_up, batch), kept.middle, kept.rstd2,
+                             *block.post_norm, batch.segments, dmiddle);
   dgate_up.reset();
 
   block.o.weight_gradients(dmiddle, kept.attended, batch, kept.lora_o);
-  at::Tensor dqkv = attention_backward(block.o.input_gradient(dmiddle, batch), kept.qkv,
-                                       kept.attended, kept.lse, attention_, batch);
+  at::Tensor dqkv = kernels_.attention_backward(block.o.input_gradient(dmiddle, batch), kept.qkv,
+                                                kept.attended, kept.attention, attention_, batch);
   rotate_qk(dqkv, batch, /*inverse=*/true);
   if (config_.qk_norm) normalise_heads_backward(kept, dqkv, block, batch);
   block.qkv.weight_gradients(dqkv, normed(block.qkv, kept.x, *block.input_norm), batch,
                              kept.lora_qkv);
   if (!need_dx && !block.input_norm->trainable) return {};
   at::Tensor& dx = dmiddle;
-  rms_norm_backward(block.qkv.input_gradient(dqkv, batch), kept.x, kept.rstd1, *block.input_norm,
-                    batch.segments, dx);
+  kernels_.rms_norm_backward(block.qkv.input_gradient(dqkv, batch), kept.x, kept.rstd1,
+                             *block.input_norm, batch.segments, dx);
   return dx;
 }
 
 at::Tensor Decoder::final_norm(const at::Tensor& x) {
   at::Tensor rstd;
-  return rms_norm(x, norm_->value, config_.rms_norm_eps, rstd);
+  return kernels_.rms_norm(x, norm_->value, config_.rms_norm_eps, rstd);
 }
 
 at::Tensor Decoder::final_norm_backward(const at::Tensor& x, const at::Tensor& dh,
                                         const std::vector<int64_t>& scored_segments) {
   at::Tensor rstd;
-  rms_norm(x, norm_->value, config_.rms_norm_eps, rstd);
+  kernels_.rms_norm(x, norm_->value, config_.rms_norm_eps, rstd);
   at::Tensor dx = at::zeros_like(x);
-  rms_norm_backward(dh, x, rstd, *norm_, scored_segments, dx);
+  kernels_.rms_norm_backward(dh, x, rstd, *norm_, scored_segments, dx);
   return dx;
 }
 

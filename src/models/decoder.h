@@ -11,7 +11,6 @@
 #include "core/causal_lm.h"
 #include "core/config.h"
 #include "models/hf_config.h"
-#include "models/layer_kernels.h"
 #include "models/projection.h"
 
 namespace safegrad::models {
@@ -26,9 +25,10 @@ struct TrainableSet {
 /// Throws ConfigError if a pattern set selects nothing or a LoRA target does not exist.
 class Decoder : public CausalLM {
  public:
-  Decoder(DecoderConfig config, const TrainableSet& trainable);
+  Decoder(DecoderConfig config, const TrainableSet& trainable, const Backend& backend);
 
   const DecoderConfig& config() const { return config_; }
+  const Backend& backend() const override { return backend_; }
   int64_t width() const override { return config_.hidden_size; }
   int64_t vocab_size() const override { return config_.vocab_size; }
   int64_t max_positions() const override { return config_.max_positions; }
@@ -57,7 +57,8 @@ class Decoder : public CausalLM {
 
  private:
   struct Block {
-    Parameter *input_norm, *post_norm, *q_norm, *k_norm;
+    explicit Block(const Kernels& k) : qkv(k), o(k), gate_up(k), down(k) {}
+    Parameter *input_norm = nullptr, *post_norm = nullptr, *q_norm = nullptr, *k_norm = nullptr;
     Projection qkv, o, gate_up, down;
   };
 
@@ -70,12 +71,14 @@ class Decoder : public CausalLM {
   void build_block(int64_t index, const Selector& trains);
   void add_adapters(const LoraConfig& lora);
   void find_lowest_trainable_block();
-  void prepare_rotary(const PackedBatch& batch, const at::Tensor& like);
+  void prepare_rotary(const PackedBatch& batch);
   void rotate_qk(at::Tensor& qkv, const PackedBatch& batch, bool inverse) const;
   void normalise_heads(struct BlockActivations& kept, at::Tensor& qkv, const Block& block) const;
   void normalise_heads_backward(const struct BlockActivations& kept, at::Tensor& dqkv,
                                 const Block& block, const PackedBatch& batch) const;
 
+  const Backend& backend_;
+  const Kernels& kernels_;
   DecoderConfig config_;
   AttentionShape attention_;
   std::deque<Parameter> parameters_;  // a deque: addresses stay

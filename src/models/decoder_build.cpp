@@ -63,7 +63,7 @@ void Decoder::build_block(int64_t index, const Selector& trains) {
   const auto& c = config_;
   const std::string prefix = fmt::format("model.layers.{}.", index);
   Unit unit{fmt::format("block {}", index), {}, false};
-  Block block{};
+  Block block(kernels_);
   const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
   block.input_norm = add(unit, prefix + "input_layernorm.weight", {c.hidden_size}, trains);
   const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
@@ -142,8 +142,11 @@ void Decoder::find_lowest_trainable_block() {
                  embedding_->name, units_[1].parameters[1]->name);
 }
 
-Decoder::Decoder(DecoderConfig config, const TrainableSet& trainable)
-    : config_(std::move(config)), attention_{config_.heads, config_.kv_heads, config_.head_dim} {
+Decoder::Decoder(DecoderConfig config, const TrainableSet& trainable, const Backend& backend)
+    : backend_(backend),
+      kernels_(backend.kernels()),
+      config_(std::move(config)),
+      attention_{config_.heads, config_.kv_heads, config_.head_dim} {
   std::vector<std::regex> patterns;
   for (const std::string& pattern : trainable.patterns) patterns.emplace_back(pattern);
   const Selector trains = [&](const std::string& name) {

@@ -44,12 +44,13 @@ std::string display_name(const std::string& folder) {
 
 }  // namespace
 
-OpenedModel open_model(const ModelSection& section, uint64_t seed) {
+OpenedModel open_model(const ModelSection& section, uint64_t seed, const Backend& backend) {
   const TrainableSet trainable{section.lora, section.trainable};
   OpenedModel model;
   std::unique_ptr<WeightSource> weights;
   if (!section.config.empty()) {
-    model.decoder = std::make_unique<Decoder>(read_decoder_config(section.config), trainable);
+    model.decoder =
+        std::make_unique<Decoder>(read_decoder_config(section.config), trainable, backend);
     model.name = "random weights";
     weights = std::make_unique<RandomWeights>(seed);
   } else {
@@ -63,7 +64,7 @@ OpenedModel open_model(const ModelSection& section, uint64_t seed) {
     model.base_folder = adapter ? peft.base_model : section.path;
     model.name = display_name(section.path);
     model.decoder = std::make_unique<Decoder>(
-        read_decoder_config(model.base_folder + "/config.json"), trainable);
+        read_decoder_config(model.base_folder + "/config.json"), trainable, backend);
     if (adapter) {
       auto merged = std::make_unique<MergedAdapterWeights>(section.path, peft);
       require_all(*model.decoder, merged->base());

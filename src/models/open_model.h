@@ -21,7 +21,8 @@ struct OpenedModel {
 
 /// Opens a Hugging Face folder, a PEFT adapter folder (merged into its base while reading) or a
 /// bare config.json (random weights), and checks that every parameter exists with the right shape.
-/// Maps files, reads no weights. Throws ModelError or ConfigError.
-OpenedModel open_model(const ModelSection& section, uint64_t seed);
+/// Maps files, reads no weights; the decoder computes on `backend`. Throws ModelError or
+/// ConfigError.
+OpenedModel open_model(const ModelSection& section, uint64_t seed, const Backend& backend);
 
 }  // namespace safegrad::models

@@ -4,8 +4,6 @@
 
 #include <ATen/ATen.h>
 
-#include "models/layer_kernels.h"
-
 namespace safegrad::models {
 namespace {
 
@@ -18,14 +16,15 @@ at::Tensor tokens_of(const at::Tensor& x, const PackedBatch& batch, size_t k) {
 }
 
 bool drops(const LoraPart& part, const PackedBatch& batch) {
-  return part.dropout > 0 && !batch.dropout_keys.empty();
-}
-
-at::Tensor adapter_input(const LoraPart& part, const at::Tensor& x, const PackedBatch& batch) {
-  return drops(part, batch) ? dropout(x, batch, part.dropout, part.site) : x;
+  return part.dropout > 0 && batch.dropout_keys.defined();
 }
 
 }  // namespace
+
+at::Tensor Projection::adapter_input(const LoraPart& part, const at::Tensor& x,
+                                     const PackedBatch& batch) const {
+  return drops(part, batch) ? kernels_->dropout(x, batch, part.dropout, part.site) : x;
+}
 
 void Projection::add(LinearPart part) {
   out_features_ = std::max(out_features_, part.column + part.weight->shape[0]);
@@ -76,7 +75,7 @@ at::Tensor Projection::input_gradient(const at::Tensor& dy, const PackedBatch& b
   for (const LoraPart& part : lora_) {
     const at::Tensor dh = at::mm(columns(dy, part.column, *part.b), part.b->value).mul_(part.scale);
     if (drops(part, batch)) {  // the mask is linear: the same draws, applied to the gradient
-      dx.add_(dropout(at::mm(dh, part.a->value), batch, part.dropout, part.site));
+      dx.add_(kernels_->dropout(at::mm(dh, part.a->value), batch, part.dropout, part.site));
     } else {
       dx.addmm_(dh, part.a->value);
     }

@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "core/kernels.h"
 #include "core/packed_batch.h"
 #include "core/parameter.h"
 
@@ -36,6 +37,8 @@ using LoraHidden = std::vector<at::Tensor>;
 /// objective's tokens.
 class Projection {
  public:
+  explicit Projection(const Kernels& kernels) : kernels_(&kernels) {}
+
   void add(LinearPart part);
   void add(LoraPart part);
 
@@ -58,6 +61,10 @@ class Projection {
   double weight_gradient_macs() const;
 
  private:
+  at::Tensor adapter_input(const LoraPart& part, const at::Tensor& x,
+                           const PackedBatch& batch) const;
+
+  const Kernels* kernels_;
   std::vector<LinearPart> linear_;
   std::vector<LoraPart> lora_;
   int64_t out_features_ = 0;

@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "cpu/cpu_backend.h"
 #include "dist/rank_main.h"
 #include "dist/tiny_job.h"
 #include "models/hf_export.h"
@@ -47,7 +48,7 @@ class Exports : public ::testing::Test {
   at::Tensor read_again() {
     ModelSection section;
     section.path = folder();
-    const auto model = models::open_model(section, 0);
+    const auto model = models::open_model(section, 0, cpu_backend());
     dist::Mesh mesh(world(), 0);
     dist::Engine engine(*model.decoder, mesh, {});
     engine.load(*model.weights);

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "core/surgery.h"
+#include "cpu/cpu_backend.h"
 #include "dist/mesh.h"
 #include "dist/rank_main.h"
 
@@ -40,7 +41,7 @@ struct GoldRun {
     ModelSection section;
     section.path = gold.folder();
     section.lora = std::move(lora);
-    model = models::open_model(section, 0);
+    model = models::open_model(section, 0, cpu_backend());
     dist::EngineOptions options;
     options.losses = {dist::Loss::cross_entropy, dist::Loss::kl};
     options.keep_reference_head = true;
@@ -51,28 +52,27 @@ struct GoldRun {
     const auto draws = gold.draws(mesh.world().rank(), mesh.world().size());
     const auto objectives = gold.objectives(all_positions);
     engine->begin_step();
-    std::vector<double> own;
+    dist::PassSums own = engine->zero_sums();
     if (layout.two_pass) {
       for (size_t k : {size_t{0}, size_t{1}}) {
         std::vector<Draw> chosen;
         for (const Draw& d : draws) {
           if (d.objective == k) chosen.push_back(d);
         }
-        own.push_back(engine->forward_backward(pack(chosen, objectives, {}), {k}, true).loss[k]);
+        engine->forward_backward(pack(chosen, objectives, {}), {k}, true, own);
       }
     } else {
-      own = engine->forward_backward(pack(draws, objectives, {}), {0, 1}, true).loss;
+      engine->forward_backward(pack(draws, objectives, {}), {0, 1}, true, own);
     }
     engine->end_step();
     loss.assign(2, 0.0);
-    const auto all = dist::all_gather_doubles(mesh.world(), own);
+    const auto all = mesh.world().all_gather_scalars(own.loss);
     for (size_t i = 0; i < all.size(); ++i) loss[i % 2] += all[i];
   }
 
   Gram mean_gram() {
-    Gram sum(2);
-    for (const auto& unit : engine->units()) unit.add_inner_products(sum);
-    const auto all = dist::all_gather_doubles(mesh.shard_group(), sum.values);
+    const auto all =
+        mesh.shard_group().all_gather_scalars(engine->inner_products().sum(0).flatten());
     Gram gram(2);
     for (size_t i = 0; i < all.size(); ++i) gram.values[i % 4] += all[i];
     const double n[] = {gold.number("n_task"), gold.number("n_align")};
@@ -203,7 +203,7 @@ TEST(GoldLogits, EqualTransformers) {
     dist::Mesh mesh(world(), 0);
     ModelSection section;
     section.path = gold.folder();
-    const auto model = models::open_model(section, 0);
+    const auto model = models::open_model(section, 0, cpu_backend());
     dist::Engine engine(*model.decoder, mesh, {});
     engine.load(*model.weights);
     // Every rank runs every sequence, all positions: gathers are collective, batches need not
@@ -225,7 +225,7 @@ TEST(GoldLogits, SmolLM2EqualsTransformers) {
   const SafetensorsFile gold(SAFEGRAD_SOURCE_DIR "/tests/gold/data/smollm2.safetensors");
   ModelSection section;
   section.path = SAFEGRAD_SOURCE_DIR "/models/smollm2-135m-instruct";
-  const auto model = models::open_model(section, 0);
+  const auto model = models::open_model(section, 0, cpu_backend());
   dist::Mesh mesh(world(), 0);
   dist::Engine engine(*model.decoder, mesh, {});
   engine.load(*model.weights);
@@ -240,6 +240,7 @@ TEST(GoldLogits, SmolLM2EqualsTransformers) {
     positions.push_back(at::arange(batch.cu_seqlens[i + 1] - batch.cu_seqlens[i], at::kLong));
   }
   batch.positions = at::cat(positions);
+  batch.longest = batch.positions_end = batch.positions.max().item<int64_t>() + 1;
   batch.segments = batch.scored_segments = {0, batch.size()};
   batch.scored = at::arange(batch.size(), at::kLong);
   const at::Tensor h = engine.hidden(batch);

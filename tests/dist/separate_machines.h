@@ -22,6 +22,9 @@ class SeparateMachines : public dist::Communicator {
   at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override {
     return at::empty({numel}, dtype);
   }
+  at::Tensor allocate_gather_output(int64_t numel, at::ScalarType dtype) override {
+    return inner_->allocate_gather_output(numel, dtype);
+  }
   std::unique_ptr<dist::Work> all_gather(at::Tensor full, at::Tensor shard) override {
     return inner_->all_gather(std::move(full), std::move(shard));
   }
@@ -31,6 +34,9 @@ class SeparateMachines : public dist::Communicator {
   void all_reduce(at::Tensor t) override { inner_->all_reduce(std::move(t)); }
   std::vector<uint64_t> all_gather_words(std::span<const uint64_t> words) override {
     return inner_->all_gather_words(words);
+  }
+  std::vector<double> all_gather_scalars(const at::Tensor& values) override {
+    return inner_->all_gather_scalars(values);
   }
   std::string broadcast(const std::string& text, int root) override {
     return inner_->broadcast(text, root);

@@ -8,6 +8,7 @@
 
 #include "core/random.h"
 #include "core/safetensors.h"
+#include "cpu/cpu_backend.h"
 
 namespace safegrad::testing {
 namespace {
@@ -123,7 +124,7 @@ void write_tiny_data(const RunConfig& config) {
 
 TinyJob::TinyJob(const RunConfig& run, std::unique_ptr<dist::Communicator> ranks)
     : config(run),
-      model(models::open_model(config.model, config.train.seed)),
+      model(models::open_model(config.model, config.train.seed, cpu_backend())),
       mesh(std::move(ranks), config.parallel.shards) {
   std::vector<std::string> warnings;
   const auto data = dist::open_data(config, *model.decoder, "", warnings);
@@ -153,6 +154,7 @@ at::Tensor logits_of(dist::Engine& engine, const std::vector<int64_t>& text) {
   batch.tokens = at::tensor(at::ArrayRef<int64_t>(text), at::kLong);
   batch.positions = batch.scored = at::arange(batch.tokens.size(0), at::kLong);
   batch.cu_seqlens = batch.segments = batch.scored_segments = {0, batch.tokens.size(0)};
+  batch.longest = batch.positions_end = batch.size();
   engine.begin_step();
   const at::Tensor h = engine.hidden(batch);
   at::Tensor logits;

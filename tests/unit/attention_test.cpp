@@ -1,11 +1,13 @@
 #include <gtest/gtest.h>
 
-#include "models/layer_kernels.h"
+#include "unit/kernels.h"
 #include "unit/numbers.h"
 
 namespace safegrad::models {
 namespace {
 
+using test::attention;
+using test::attention_backward;
 using test::central_differences;
 using test::dot;
 using test::expect_close;

@@ -1,18 +1,21 @@
-#include "core/loss_rows.h"
-
 #include <limits>
 
 #include <gtest/gtest.h>
 
 #include "core/head_loss.h"
+#include "unit/kernels.h"
 #include "unit/numbers.h"
 
 namespace safegrad {
 namespace {
 
 using test::central_differences;
+using test::cross_entropy_head;
+using test::cross_entropy_rows;
 using test::expect_close;
 using test::expect_equal;
+using test::kl_head;
+using test::kl_rows;
 using test::random_tensor;
 using test::Values;
 using test::values_of;
@@ -267,7 +270,8 @@ TEST(HeadLoss, LossAndBothGradientsMatchFiniteDifferencesOfFp64) {
 }
 
 TEST(HeadLoss, ChunksAddUpToTheWhole) {
-  for (int64_t rows : {kHeadChunk - 1, kHeadChunk, kHeadChunk + 1, 2 * kHeadChunk + 88}) {
+  const int64_t chunk = cpu_kernels().head_chunk();
+  for (int64_t rows : {chunk - 1, chunk, chunk + 1, 2 * chunk + 88}) {
     for (bool with_kl : {false, true}) {
       Head head{.rows = rows};
       at::Tensor dh = at::empty_like(head.h);

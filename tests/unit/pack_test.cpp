@@ -90,7 +90,11 @@ TEST_F(Pack, LaysSequencesEndToEndAndScoresWhatPrecedesAMaskedToken) {
   EXPECT_EQ(batch.size(), 11);
   EXPECT_EQ(batch.sequences(), 3);
   EXPECT_EQ(batch.objectives(), 2u);
-  EXPECT_TRUE(batch.dropout_keys.empty() && batch.parents.empty());
+  EXPECT_TRUE(batch.parents.empty());
+  EXPECT_FALSE(batch.dropout_keys.defined());
+  expect_equal(batch.boundaries, indices({0, 5, 9, 11}).to(at::kInt));
+  EXPECT_EQ(batch.longest, 5);
+  EXPECT_EQ(batch.positions_end, 5);
   EXPECT_FALSE(batch.reference_hidden.defined());
   EXPECT_TRUE(batch.adapters);
 }
@@ -129,15 +133,26 @@ TEST_F(Pack, ReferenceRowsFollowTheOrderOfTheDraws) {
 TEST_F(Pack, DropoutKeysNameSeedStepObjectiveAndSampleNotThePlace) {
   const auto data = both();
   const PackOptions options{.dropout = true, .seed = 5, .step = 7};
-  const auto keys = pack({{0, 0}, {0, 1}, {1, 0}, {1, 1}}, data, options).dropout_keys;
+  // Of each sequence; all of its tokens have the same key.
+  auto keys_of = [&](const std::vector<Draw>& draws, const PackOptions& o) {
+    const PackedBatch batch = pack(draws, data, o);
+    std::vector<int64_t> keys;
+    for (int64_t n = 0; n < batch.sequences(); ++n) {
+      const int64_t begin = batch.cu_seqlens[static_cast<size_t>(n)];
+      const int64_t length = batch.cu_seqlens[static_cast<size_t>(n) + 1] - begin;
+      keys.push_back(batch.dropout_keys[begin].item<int64_t>());
+      expect_equal(batch.dropout_keys.narrow(0, begin, length), at::full({length}, keys.back()));
+    }
+    return keys;
+  };
+  const auto keys = keys_of({{0, 0}, {0, 1}, {1, 0}, {1, 1}}, options);
   ASSERT_EQ(keys.size(), 4u);
-  EXPECT_EQ(pack({{0, 1}, {1, 0}}, data, options).dropout_keys,
-            (std::vector<uint64_t>{keys[1], keys[2]}));
+  EXPECT_EQ(keys_of({{0, 1}, {1, 0}}, options), (std::vector<int64_t>{keys[1], keys[2]}));
   for (size_t i = 0; i < 4; ++i) {
     for (size_t j = 0; j < i; ++j) EXPECT_NE(keys[i], keys[j]);
   }
-  EXPECT_NE(pack({{0, 0}}, data, {true, 6, 7}).dropout_keys[0], keys[0]);
-  EXPECT_NE(pack({{0, 0}}, data, {true, 5, 8}).dropout_keys[0], keys[0]);
+  EXPECT_NE(keys_of({{0, 0}}, {true, 6, 7})[0], keys[0]);
+  EXPECT_NE(keys_of({{0, 0}}, {true, 5, 8})[0], keys[0]);
 }
 
 TEST_F(Pack, DrawsOutOfOrderAreRefusedInsteadOfLost) {

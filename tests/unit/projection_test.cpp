@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "models/layer_kernels.h"
+#include "unit/kernels.h"
 #include "unit/numbers.h"
 
 namespace safegrad::models {
@@ -13,6 +13,7 @@ namespace {
 
 using test::central_differences;
 using test::dot;
+using test::dropout;
 using test::expect_close;
 using test::expect_equal;
 using test::random_tensor;
@@ -53,7 +54,7 @@ struct Layer {
   Parameter lora_a1 = parameter({kRank, kIn}, 4), lora_b1 = parameter({kOut1, kRank}, 5);
   Parameter lora_a2 = parameter({kRank, kIn}, 6), lora_b2 = parameter({kOut2, kRank}, 7);
   double dropout;
-  Projection projection;
+  Projection projection{cpu_kernels()};
 
   explicit Layer(double p) : dropout(p) {
     projection.add(LinearPart{&w1, &b1, 0});
@@ -70,12 +71,13 @@ struct Layer {
 PackedBatch batch_of(const std::vector<int64_t>& lengths) {
   PackedBatch batch;
   batch.cu_seqlens = {0};
-  std::vector<int64_t> positions;
+  std::vector<int64_t> positions, keys;
   for (size_t n = 0; n < lengths.size(); ++n) {
     for (int64_t t = 0; t < lengths[n]; ++t) positions.push_back(t);
     batch.cu_seqlens.push_back(batch.size() + lengths[n]);
-    batch.dropout_keys.push_back(100 + n);
+    keys.resize(positions.size(), static_cast<int64_t>(100 + n));
   }
+  batch.dropout_keys = test::indices(keys);
   batch.positions = test::indices(positions);
   batch.segments = {0, batch.cu_seqlens[lengths.size() - 1], batch.size()};
   return batch;
@@ -139,7 +141,7 @@ TEST(Projection, DropoutChangesTheOutputOnlyWhereKeysAskForIt) {
   const at::Tensor x = random_tensor({11, kIn}, 8);
   EXPECT_FALSE(at::equal(dropping.projection.forward(x, batch, nullptr),
                          plain.projection.forward(x, batch, nullptr)));
-  batch.dropout_keys.clear();  // evaluation
+  batch.dropout_keys = at::Tensor();  // evaluation
   expect_equal(dropping.projection.forward(x, batch, nullptr),
                plain.projection.forward(x, batch, nullptr));
 }
@@ -199,7 +201,7 @@ TEST(Projection, GradientsOfAnObjectiveEqualThoseOfARunOfItsOwn) {
   Layer both(0.3), alone(0.3);
   const PackedBatch batch = batch_of({4, 2, 5});
   PackedBatch second = batch_of({5});
-  second.dropout_keys = {102};
+  second.dropout_keys = at::full({second.size()}, 102, at::kLong);
   second.segments = {0, 0, 5};
   const at::Tensor x = random_tensor({11, kIn}, 9), dy = random_tensor({11, kOut}, 10);
   LoraHidden hidden, own_hidden;
@@ -250,7 +252,7 @@ TEST(Projection, AFrozenBaseTakesNoGradientAndNeedsItsInputForAdaptersAlone) {
   EXPECT_FALSE(layer.lora_a1.fresh[0] || layer.lora_b2.fresh[0]);
   EXPECT_TRUE(layer.projection.needs_input());
 
-  Projection frozen;
+  Projection frozen(cpu_kernels());
   frozen.add(LinearPart{&layer.w2, nullptr, 0});
   EXPECT_FALSE(frozen.needs_input());
   frozen.weight_gradients(dy, at::Tensor(), batch, {});  // an undefined input is fine then

@@ -1,13 +1,13 @@
-#include "core/update.h"
-
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include "unit/kernels.h"
 #include "unit/numbers.h"
 
 namespace safegrad {
 namespace {
 
+using test::add_inner_products;
 using test::dot;
 using test::expect_equal;
 using test::random_tensor;
@@ -117,6 +117,11 @@ struct ExactState {
   }
 };
 
+void fused_update(const std::vector<at::Tensor>& g, const std::vector<double>& c,
+                  const AdamW& adamw, int64_t begin, int64_t end, const State& s) {
+  cpu_kernels().update(g, c, adamw, {{begin, end, true}}, {s.p, s.m, s.v, s.p});
+}
+
 constexpr int kSteps = 5;
 
 // A step moves an element by about lr. Five steps: roundings of |p| < 5 to 2.4e-7 each, and of the
@@ -133,7 +138,7 @@ TEST(FusedUpdate, FollowsTheFormulaInFp64) {
       const auto seed = static_cast<uint64_t>(40 + 2 * t);
       const std::vector<at::Tensor> g = {random_tensor({n}, seed), random_tensor({n}, seed + 1)};
       const std::vector<double> c = {0.7, 0.1 * t};
-      fused_update(g, c, hyper.at_step(t), 0, n, state.p, state.m, state.v);
+      fused_update(g, c, hyper.at_step(t), 0, n, state);
       exact.step(values_of(g[0]), values_of(g[1]), c, hyper, t);
     }
     test::expect_close(state.p, exact.p, kMoved);
@@ -149,7 +154,7 @@ TEST(FusedUpdate, FollowsTorchsOwnOperators) {
   State ours(kSize), torch(kSize);
   for (int t = 1; t <= kSteps; ++t) {
     const at::Tensor u = random_tensor({kSize}, static_cast<uint64_t>(60 + t));
-    fused_update({u}, {1.0}, h.at_step(t), 0, kSize, ours.p, ours.m, ours.v);
+    fused_update({u}, {1.0}, h.at_step(t), 0, kSize, ours);
 
     torch.p.mul_(1 - h.lr * h.weight_decay);
     torch.m.lerp_(u, 1 - h.beta1);
@@ -167,7 +172,7 @@ TEST(FusedUpdate, EpsilonStandsOutsideTheRoot) {
   State state(1);
   const double start = values_of(state.p)[0];
   const at::Tensor g = at::full({1}, 1e-2f);
-  fused_update({g}, {1.0}, h.at_step(1), 0, 1, state.p, state.m, state.v);
+  fused_update({g}, {1.0}, h.at_step(1), 0, 1, state);
   // First step: m̂ = g, √v̂ = g, so half of lr; inside the root it would be a tenth of it.
   EXPECT_NEAR(values_of(state.p)[0], start - 0.5 * h.lr, 2 * kMoved / kSteps);
 }
@@ -179,15 +184,15 @@ TEST(FusedUpdate, TouchesItsRangeAloneAndPiecesGiveTheSameBits) {
   const AdamW adamw = Hyper().at_step(3);
   State whole(kSize), pieces(kSize);
   const at::Tensor start = pieces.p.clone();
-  fused_update(g, c, adamw, 0, kSize, whole.p, whole.m, whole.v);
+  fused_update(g, c, adamw, 0, kSize, whole);
 
-  fused_update(g, c, adamw, 777, 20001, pieces.p, pieces.m, pieces.v);
+  fused_update(g, c, adamw, 777, 20001, pieces);
   expect_equal(pieces.p.narrow(0, 0, 777), start.narrow(0, 0, 777));
   expect_equal(pieces.p.narrow(0, 20001, 19999), start.narrow(0, 20001, 19999));
   EXPECT_EQ(pieces.v.narrow(0, 20001, 19999).abs().max().item<float>(), 0);
-  fused_update(g, c, adamw, 0, 777, pieces.p, pieces.m, pieces.v);
-  fused_update(g, c, adamw, 20001, kSize, pieces.p, pieces.m, pieces.v);
-  fused_update(g, c, adamw, 5, 5, pieces.p, pieces.m, pieces.v);  // an empty range
+  fused_update(g, c, adamw, 0, 777, pieces);
+  fused_update(g, c, adamw, 20001, kSize, pieces);
+  fused_update(g, c, adamw, 5, 5, pieces);  // an empty range
 
   expect_equal(pieces.p, whole.p);
   expect_equal(pieces.m, whole.m);
@@ -202,11 +207,35 @@ TEST(FusedUpdate, IsTheSameBitsWithAnyNumberOfThreads) {
   for (int threads : {1, 3}) {
     at::set_num_threads(threads);
     State state(kSize);
-    fused_update(g, {0.5, 2.0}, Hyper().at_step(2), 0, kSize, state.p, state.m, state.v);
+    fused_update(g, {0.5, 2.0}, Hyper().at_step(2), 0, kSize, state);
     results.push_back(state.p);
   }
   at::set_num_threads(before);
   expect_equal(results[0], results[1]);
+}
+
+TEST(FusedUpdate, DecaysWhereARangeSaysSoAndLeavesGapsAlone) {
+  constexpr int64_t kSize = 5000;
+  const at::Tensor no_gradient = at::zeros({kSize});
+  const AdamW adamw = Hyper().at_step(1);
+  const State state(kSize);
+  const at::Tensor start = state.p.clone();
+  cpu_kernels().update({no_gradient}, {1.0}, adamw,
+                       {{0, 100, true}, {100, 3000, false}, {3500, kSize, true}},
+                       {state.p, state.m, state.v, state.p});
+  const at::Tensor decayed = start * adamw.decay;
+  EXPECT_FALSE(at::equal(decayed, start));
+  expect_equal(state.p.narrow(0, 0, 100), decayed.narrow(0, 0, 100));
+  expect_equal(state.p.narrow(0, 100, 3400), start.narrow(0, 100, 3400));
+  expect_equal(state.p.narrow(0, 3500, 1500), decayed.narrow(0, 3500, 1500));
+}
+
+TEST(FusedUpdate, TheComputeCopyFollowsTheMaster) {
+  const State state(2049);
+  const at::Tensor compute = at::zeros({2049}, at::kBFloat16);
+  cpu_kernels().update({random_tensor({2049}, 74)}, {1.0}, Hyper().at_step(1), {{0, 2049, true}},
+                       {state.p, state.m, state.v, compute});
+  expect_equal(compute, state.p.to(at::kBFloat16));
 }
 
 }  // namespace

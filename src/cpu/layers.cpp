@@ -1,4 +1,4 @@
-#include "models/layer_kernels.h"
+// layers.cpp: norms, rotations, activations and dropout on the CPU.
 
 #include <cmath>
 
@@ -8,8 +8,9 @@
 #include "core/error.h"
 #include "core/random.h"
 #include "core/vector_math.h"
+#include "cpu/cpu_kernels.h"
 
-namespace safegrad::models {
+namespace safegrad {
 namespace {
 
 constexpr int64_t kRowGrain = 16;
@@ -29,7 +30,8 @@ void by_dtype(const at::Tensor& tensor, const Body& body) {
 
 }  // namespace
 
-at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& rstd) {
+at::Tensor CpuKernels::rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
+                                at::Tensor& rstd) const {
   const int64_t n = x.size(0), d = x.size(1), stride = x.stride(0);
   at::Tensor y = at::empty({n, d}, x.options());
   rstd = at::empty({n}, x.options().dtype(at::kFloat));
@@ -61,9 +63,9 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, a
 }
 
 // With x̂ = x rstd:  dx = rstd (dy w − x̂ mean(dy w x̂)),  dw = Σ_rows dy x̂.
-void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
-                       Parameter& weight, const std::vector<int64_t>& row_segments,
-                       at::Tensor& dx) {
+void CpuKernels::rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
+                                   const at::Tensor& rstd, Parameter& weight,
+                                   const std::vector<int64_t>& row_segments, at::Tensor& dx) const {
   const int64_t n = x.size(0), d = x.size(1);
   const float inverse_d = 1.0f / static_cast<float>(d);
   by_dtype(x, [&]<typename scalar_t>() {
@@ -109,8 +111,8 @@ void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tens
   });
 }
 
-void rotate(at::Tensor x, const at::Tensor& positions, const at::Tensor& cos, const at::Tensor& sin,
-            bool inverse) {
+void CpuKernels::rotate(at::Tensor x, const at::Tensor& positions, const at::Tensor& cos,
+                        const at::Tensor& sin, bool inverse) const {
   const int64_t tokens = x.size(0), heads = x.size(1), half = x.size(2) / 2;
   const int64_t* position = positions.const_data_ptr<int64_t>();
   const float* cosine = cos.const_data_ptr<float>();
@@ -137,7 +139,7 @@ void rotate(at::Tensor x, const at::Tensor& positions, const at::Tensor& cos, co
   });
 }
 
-at::Tensor swiglu(const at::Tensor& gate_up) {
+at::Tensor CpuKernels::swiglu(const at::Tensor& gate_up) const {
   const int64_t tokens = gate_up.size(0), width = gate_up.size(1) / 2;
   at::Tensor act = at::empty({tokens, width}, gate_up.options());
   by_dtype(gate_up, [&]<typename scalar_t>() {
@@ -159,8 +161,8 @@ at::Tensor swiglu(const at::Tensor& gate_up) {
   return act;
 }
 
-void swiglu_backward(const at::Tensor& dact, const at::Tensor& gate_up, at::Tensor& dgate_up,
-                     at::Tensor& act) {
+void CpuKernels::swiglu_backward(const at::Tensor& dact, const at::Tensor& gate_up,
+                                 at::Tensor& dgate_up, at::Tensor& act) const {
   const int64_t tokens = gate_up.size(0), width = gate_up.size(1) / 2;
   dgate_up = at::empty_like(gate_up);
   act = at::empty({tokens, width}, gate_up.options());
@@ -191,30 +193,29 @@ void swiglu_backward(const at::Tensor& dact, const at::Tensor& gate_up, at::Tens
   });
 }
 
-at::Tensor dropout(const at::Tensor& x, const PackedBatch& batch, double p, uint64_t site) {
+at::Tensor CpuKernels::dropout(const at::Tensor& x, const PackedBatch& batch, double p,
+                               uint64_t site) const {
   const int64_t d = x.size(1);
   at::Tensor y = at::empty_like(x);
   const int64_t* position = batch.positions.const_data_ptr<int64_t>();
+  const int64_t* key = batch.dropout_keys.const_data_ptr<int64_t>();
   // 16 bits an element: eight elements a call of the generator, and p exact to 2⁻¹⁶.
   const auto threshold = static_cast<uint32_t>(std::lround(p * 65536.0));
   const float keep = 1.0f / (1.0f - static_cast<float>(threshold) / 65536.0f);
   by_dtype(x, [&]<typename scalar_t>() {
     const scalar_t* in = x.const_data_ptr<scalar_t>();
     scalar_t* out = y.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, batch.sequences(), 1, [&](int64_t first, int64_t last) {
-      for (int64_t n = first; n < last; ++n) {
-        const Philox random(mix64(batch.dropout_keys[static_cast<size_t>(n)], site));
-        const auto end = batch.cu_seqlens[static_cast<size_t>(n) + 1];
-        for (int64_t t = batch.cu_seqlens[static_cast<size_t>(n)]; t < end; ++t) {
-          for (int64_t j = 0; j < d; j += 8) {
-            const auto bits =
-                random(static_cast<uint64_t>(j / 8), static_cast<uint64_t>(position[t]));
-            for (int64_t i = j; i < std::min(d, j + 8); ++i) {
-              const auto word = bits[static_cast<size_t>(i - j) / 2];
-              const uint32_t draw = (i - j) % 2 == 0 ? word & 0xFFFFu : word >> 16;
-              const float scale = draw < threshold ? 0.0f : keep;
-              out[t * d + i] = static_cast<float>(in[t * d + i]) * scale;
-            }
+    at::parallel_for(0, x.size(0), kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        const Philox random(mix64(static_cast<uint64_t>(key[t]), site));
+        for (int64_t j = 0; j < d; j += 8) {
+          const auto bits =
+              random(static_cast<uint64_t>(j / 8), static_cast<uint64_t>(position[t]));
+          for (int64_t i = j; i < std::min(d, j + 8); ++i) {
+            const auto word = bits[static_cast<size_t>(i - j) / 2];
+            const uint32_t draw = (i - j) % 2 == 0 ? word & 0xFFFFu : word >> 16;
+            const float scale = draw < threshold ? 0.0f : keep;
+            out[t * d + i] = static_cast<float>(in[t * d + i]) * scale;
           }
         }
       }
@@ -223,4 +224,9 @@ at::Tensor dropout(const at::Tensor& x, const PackedBatch& batch, double p, uint
   return y;
 }
 
-}  // namespace safegrad::models
+const Kernels& cpu_kernels() {
+  static const CpuKernels kernels;
+  return kernels;
+}
+
+}  // namespace safegrad

@@ -1,10 +1,9 @@
-#include "models/layer_kernels.h"
-
 #include <limits>
 
 #include <gtest/gtest.h>
 
 #include "models/rotary.h"
+#include "unit/kernels.h"
 #include "unit/numbers.h"
 
 namespace safegrad::models {
@@ -12,9 +11,15 @@ namespace {
 
 using test::central_differences;
 using test::dot;
+using test::dropout;
 using test::expect_close;
 using test::expect_equal;
 using test::random_tensor;
+using test::rms_norm;
+using test::rms_norm_backward;
+using test::rotate;
+using test::swiglu;
+using test::swiglu_backward;
 using test::Values;
 using test::values_of;
 
@@ -274,12 +279,13 @@ TEST(Swiglu, RunsInBfloat16AndOnNoTokens) {
 PackedBatch batch_of(const std::vector<std::pair<uint64_t, int64_t>>& key_and_length) {
   PackedBatch batch;
   batch.cu_seqlens = {0};
-  std::vector<int64_t> positions;
+  std::vector<int64_t> positions, keys;
   for (const auto& [key, length] : key_and_length) {
     for (int64_t t = 0; t < length; ++t) positions.push_back(t);
     batch.cu_seqlens.push_back(batch.size() + length);
-    batch.dropout_keys.push_back(key);
+    keys.resize(positions.size(), static_cast<int64_t>(key));
   }
+  batch.dropout_keys = test::indices(keys);
   batch.positions = test::indices(positions);
   batch.segments = {0, batch.size()};
   return batch;

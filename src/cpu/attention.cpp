@@ -4,9 +4,9 @@
 
 #include <ATen/ATen.h>
 
-#include "models/layer_kernels.h"
+#include "cpu/cpu_kernels.h"
 
-namespace safegrad::models {
+namespace safegrad {
 namespace {
 
 struct Heads {
@@ -52,10 +52,10 @@ at::Tensor continued(const Heads& own, const Heads& parent, int64_t head_dim) {
 
 }  // namespace
 
-at::Tensor attention(const at::Tensor& qkv, const AttentionShape& shape, const PackedBatch& batch,
-                     std::vector<at::Tensor>& lse) {
+at::Tensor CpuKernels::attention(const at::Tensor& qkv, const AttentionShape& shape,
+                                 const PackedBatch& batch, std::vector<at::Tensor>& saved) const {
   at::Tensor out = at::empty({qkv.size(0), shape.heads * shape.head_dim}, qkv.options());
-  lse.clear();
+  saved.clear();
   for (int64_t n = 0; n < batch.sequences(); ++n) {
     const auto i = static_cast<size_t>(n);
     const int64_t begin = batch.cu_seqlens[i], length = batch.cu_seqlens[i + 1] - begin;
@@ -66,12 +66,12 @@ at::Tensor attention(const at::Tensor& qkv, const AttentionShape& shape, const P
       const int64_t start = batch.cu_seqlens[p];
       result = continued(own, heads_of(qkv, shape, start, batch.cu_seqlens[p + 1] - start),
                          shape.head_dim);
-      lse.emplace_back();
+      saved.emplace_back();
     } else {
       at::Tensor sequence_lse;
       std::tie(result, sequence_lse) = at::_scaled_dot_product_flash_attention_for_cpu(
           own.q, own.k, own.v, 0.0, /*is_causal=*/true);
-      lse.push_back(std::move(sequence_lse));
+      saved.push_back(std::move(sequence_lse));
     }
     out.narrow(0, begin, length)
         .view({length, shape.heads, shape.head_dim})
@@ -80,9 +80,11 @@ at::Tensor attention(const at::Tensor& qkv, const AttentionShape& shape, const P
   return out;
 }
 
-at::Tensor attention_backward(const at::Tensor& dout, const at::Tensor& qkv, const at::Tensor& out,
-                              const std::vector<at::Tensor>& lse, const AttentionShape& shape,
-                              const PackedBatch& batch) {
+at::Tensor CpuKernels::attention_backward(const at::Tensor& dout, const at::Tensor& qkv,
+                                          const at::Tensor& out,
+                                          const std::vector<at::Tensor>& saved,
+                                          const AttentionShape& shape,
+                                          const PackedBatch& batch) const {
   const int64_t group = shape.heads / shape.kv_heads;
   at::Tensor dqkv = at::empty_like(qkv);
   for (int64_t n = 0; n < batch.sequences(); ++n) {
@@ -93,7 +95,7 @@ at::Tensor attention_backward(const at::Tensor& dout, const at::Tensor& qkv, con
       return part(x, shape, begin, length, 0, shape.heads).permute({1, 0, 2}).unsqueeze(0);
     };
     const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        sequence(dout), own.q, own.k, own.v, sequence(out), lse[i], 0.0, /*is_causal=*/true);
+        sequence(dout), own.q, own.k, own.v, sequence(out), saved[i], 0.0, /*is_causal=*/true);
     // [1, kv * group, L, d] -> [L, kv, d]: the gradient of a repeated key is the sum over its
     // group.
     auto sum_groups = [&](const at::Tensor& g) {
@@ -107,4 +109,4 @@ at::Tensor attention_backward(const at::Tensor& dout, const at::Tensor& qkv, con
   return dqkv;
 }
 
-}  // namespace safegrad::models
+}  // namespace safegrad
