@@ -21,7 +21,7 @@
 #include "core/random.h"
 #include "core/safetensors.h"
 #include "cpu/cpu_backend.h"
-#include "dist/mpi_communicator.h"
+#include "dist/launcher.h"
 #include "dist/trainer.h"
 #include "models/open_model.h"
 
@@ -198,9 +198,10 @@ int main(int argc, char** argv) {
                "one JSON line is what it prints; accepted so that scripts can say so");
   CLI11_PARSE(app, argc, argv);
 
-  dist::MpiEnvironment mpi(&argc, &argv);
+  std::unique_ptr<dist::Launcher> launcher;
   try {
-    dist::Mesh mesh(dist::make_mpi_world(), o.shards);
+    launcher = dist::make_launcher(&argc, &argv);
+    dist::Mesh mesh(launcher->connect_cpu(), o.shards);
     std::string folder;
     if (mesh.world().rank() == 0) {
       std::string pattern = std::filesystem::temp_directory_path() / "safegrad-bench-XXXXXX";
@@ -224,6 +225,7 @@ int main(int argc, char** argv) {
     }
   } catch (const std::exception& e) {
     fmt::print(stderr, "error: {}\n", e.what());
-    dist::abort_job(2);
+    if (launcher) launcher->abort(2);
+    return 2;
   }
 }

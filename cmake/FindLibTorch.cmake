@@ -4,6 +4,7 @@
 #
 #   LibTorch_ROOT     folder `torch` of the wheel; default: asked from .venv, then from python3
 #   LibTorch::cpu     torch_cpu and c10 with their headers
+#   LibTorch::cuda    torch_cuda and c10_cuda as well; only in a wheel that is built with CUDA
 #   LibTorch_VERSION  for example 2.11.0
 
 if(NOT LibTorch_ROOT)
@@ -19,6 +20,8 @@ endif()
 
 find_library(LibTorch_CPU_LIBRARY torch_cpu PATHS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
 find_library(LibTorch_C10_LIBRARY c10 PATHS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
+find_library(LibTorch_CUDA_LIBRARY torch_cuda PATHS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
+find_library(LibTorch_C10_CUDA_LIBRARY c10_cuda PATHS "${LibTorch_ROOT}/lib" NO_DEFAULT_PATH)
 find_path(LibTorch_INCLUDE_DIR ATen/ATen.h PATHS "${LibTorch_ROOT}/include" NO_DEFAULT_PATH)
 if(EXISTS "${LibTorch_ROOT}/version.py")
   file(STRINGS "${LibTorch_ROOT}/version.py" version_line REGEX "^__version__")
@@ -41,4 +44,14 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::cpu)
   set_target_properties(LibTorch::cpu PROPERTIES
     IMPORTED_LOCATION "${LibTorch_CPU_LIBRARY}"
     INTERFACE_LINK_LIBRARIES LibTorch::c10)
+  if(LibTorch_CUDA_LIBRARY AND LibTorch_C10_CUDA_LIBRARY)
+    add_library(LibTorch::c10_cuda SHARED IMPORTED)
+    set_target_properties(LibTorch::c10_cuda PROPERTIES
+      IMPORTED_LOCATION "${LibTorch_C10_CUDA_LIBRARY}"
+      INTERFACE_LINK_LIBRARIES LibTorch::c10)
+    add_library(LibTorch::cuda SHARED IMPORTED)
+    set_target_properties(LibTorch::cuda PROPERTIES
+      IMPORTED_LOCATION "${LibTorch_CUDA_LIBRARY}"
+      INTERFACE_LINK_LIBRARIES "LibTorch::cpu;LibTorch::c10_cuda")
+  endif()
 endif()

@@ -103,9 +103,18 @@ void check_lengths(const RunConfig& config, const dist::RunData& data) {
   for (const auto& probe : data.probes) check_file(*probe);
 }
 
-Job open_job(const CommandLine& line, dist::Communicator& world, Purpose purpose) {
+// The device must be one over which the ranks that were started can communicate.
+void check_device(const RunConfig&, const dist::Launcher& launcher) {
+  launcher.check_cpu();
+}
+
+std::unique_ptr<dist::Communicator> connect(const RunConfig&, dist::Launcher& launcher) {
+  return launcher.connect_cpu();
+}
+
+Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose) {
   Job job;
-  dist::agree(world, [&] {
+  dist::agree(launcher.control(), [&] {
     job.config = load_config(line.config, line.overrides);
     auto in_file = [&](const auto& body) {
       try {
@@ -116,10 +125,11 @@ Job open_job(const CommandLine& line, dist::Communicator& world, Purpose purpose
     };
     in_file([&] {
       check_supported(job.config);
+      check_device(job.config, launcher);
       check_data_given(job.config, purpose);
       job.model = models::open_model(job.config.model, job.config.train.seed, cpu_backend());
     });
-    dist::Mesh::check(world.size(), job.config.parallel.shards);
+    dist::Mesh::check(launcher.control().size(), job.config.parallel.shards);
     if (purpose == Purpose::evaluate) {
       job.config.data = {};
       job.config.batch.align_sequences = 0;
@@ -187,7 +197,7 @@ std::string align_label(const RunConfig& config) {
   return config.objective.align_loss == AlignLoss::kl ? "kl" : "sft";
 }
 
-std::string version_comments(dist::Communicator& world) {
+std::string version_comments(const dist::ControlPlane& world) {
   return fmt::format("# safegrad {}, LibTorch {}, {} ranks, {} threads a rank\n", SAFEGRAD_VERSION,
                      SAFEGRAD_LIBTORCH_VERSION, world.size(), at::get_num_threads());
 }
@@ -233,19 +243,19 @@ std::unique_ptr<models::HfExport> make_export(const Job& job) {
                            c.model.dtype, adapter ? c.model.lora : std::nullopt});
 }
 
-void print_warnings(const Job& job, const CommandLine& line, dist::Communicator& world) {
+void print_warnings(const Job& job, const CommandLine& line, const dist::ControlPlane& world) {
   if (world.rank() != 0 || line.quiet) return;
   for (const std::string& warning : job.warnings) fmt::print(stderr, "warning: {}\n", warning);
 }
 
 }  // namespace
 
-void train(const CommandLine& line, std::unique_ptr<dist::Communicator> communicator) {
-  Job job = open_job(line, *communicator, Purpose::train);
-  print_warnings(job, line, *communicator);
-  const bool speaks = communicator->rank() == 0;
+void train(const CommandLine& line, dist::Launcher& launcher) {
+  Job job = open_job(line, launcher, Purpose::train);
+  print_warnings(job, line, launcher.control());
+  const bool speaks = launcher.control().rank() == 0;
   const bool talks = speaks && !line.quiet;
-  dist::Mesh mesh(std::move(communicator), job.config.parallel.shards);
+  dist::Mesh mesh(connect(job.config, launcher), job.config.parallel.shards);
 
   std::unique_ptr<MetricsFile> metrics;
   dist::agree(mesh.world(), [&] {
@@ -277,18 +287,19 @@ void train(const CommandLine& line, std::unique_ptr<dist::Communicator> communic
   if (talks) print_summary(summary, job);
 }
 
-void check(const CommandLine& line, std::unique_ptr<dist::Communicator> world) {
-  const Job job = open_job(line, *world, Purpose::train);
-  print_warnings(job, line, *world);
-  if (world->rank() == 0 && !line.quiet) {
-    fmt::print("{}: valid for {} ranks; nothing was run\n", line.config, world->size());
+void check(const CommandLine& line, dist::Launcher& launcher) {
+  const Job job = open_job(line, launcher, Purpose::train);
+  const dist::ControlPlane& world = launcher.control();
+  print_warnings(job, line, world);
+  if (world.rank() == 0 && !line.quiet) {
+    fmt::print("{}: valid for {} ranks; nothing was run\n", line.config, world.size());
   }
 }
 
-void evaluate(const CommandLine& line, std::unique_ptr<dist::Communicator> communicator) {
-  Job job = open_job(line, *communicator, Purpose::evaluate);
-  print_warnings(job, line, *communicator);
-  dist::Mesh mesh(std::move(communicator), job.config.parallel.shards);
+void evaluate(const CommandLine& line, dist::Launcher& launcher) {
+  Job job = open_job(line, launcher, Purpose::evaluate);
+  print_warnings(job, line, launcher.control());
+  dist::Mesh mesh(connect(job.config, launcher), job.config.parallel.shards);
   const auto results =
       dist::evaluate_probes(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
   if (mesh.world().rank() == 0) fmt::print("{}\n", nlohmann::ordered_json(results).dump());

@@ -1,5 +1,5 @@
-// main.cpp: the command line; starts MPI, runs one command, turns errors into one message and an
-// exit code.
+// main.cpp: the command line; finds the other ranks, runs one command, turns errors into one
+// message and an exit code.
 #include <functional>
 #include <memory>
 #include <string>
@@ -12,7 +12,7 @@
 #include "commands.h"
 #include "core/error.h"
 #include "dist/job_failed.h"
-#include "dist/mpi_communicator.h"
+#include "dist/launcher.h"
 
 namespace {
 
@@ -52,7 +52,7 @@ void add_options(CLI::App& command, CommandLine& line) {
 int main(int argc, char** argv) {
   keep_freed_memory();
   CommandLine line;
-  std::function<void(const CommandLine&, std::unique_ptr<safegrad::dist::Communicator>)> command;
+  std::function<void(const CommandLine&, safegrad::dist::Launcher&)> command;
   CLI::App app(kIntroduction, "safegrad");
   app.set_version_flag("--version", "safegrad " SAFEGRAD_VERSION);
   app.require_subcommand(1);
@@ -73,26 +73,28 @@ int main(int argc, char** argv) {
     mistake = fmt::format("{}; safegrad --help shows the commands", e.what());
   }
 
-  safegrad::dist::MpiEnvironment mpi(&argc, &argv);
-  std::unique_ptr<safegrad::dist::Communicator> world;
-  int rank = 0;
+  std::unique_ptr<safegrad::dist::Launcher> launcher;
+  std::string speaker;
+  auto fail = [&](const std::exception& e, int exit_code) {
+    fmt::print(stderr, "error: {}{}\n", speaker, e.what());
+    std::fflush(stderr);
+    if (launcher) launcher->abort(exit_code);
+    return exit_code;
+  };
   try {
-    world = safegrad::dist::make_mpi_world();
-    rank = world->rank();
+    launcher = safegrad::dist::make_launcher(&argc, &argv);
+    const int rank = launcher->control().rank();
+    speaker = fmt::format("rank {}: ", rank);
     // Every rank sees the same mistake; one of them tells.
     if (!mistake.empty()) throw safegrad::dist::JobFailed(rank == 0 ? mistake : "", 1);
-    command(line, std::move(world));
+    command(line, *launcher);
     return 0;
   } catch (const safegrad::dist::JobFailed& e) {
     if (*e.what()) fmt::print(stderr, "error: {}\n", e.what());
     return e.exit_code();
   } catch (const safegrad::Error& e) {
-    fmt::print(stderr, "error: rank {}: {}\n", rank, e.what());
-    std::fflush(stderr);
-    safegrad::dist::abort_job(e.exit_code());
+    return fail(e, e.exit_code());
   } catch (const std::exception& e) {
-    fmt::print(stderr, "error: rank {}: {}\n", rank, e.what());
-    std::fflush(stderr);
-    safegrad::dist::abort_job(2);
+    return fail(e, 2);
   }
 }

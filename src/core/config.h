@@ -104,6 +104,7 @@ struct ParallelSection {
   Recompute recompute = Recompute::none;
   ComputeDtype reduce_dtype = ComputeDtype::float32;
   FrozenWeights frozen = FrozenWeights::sharded;  ///< replicated: no gathers for frozen weights
+  bool tf32 = false;  ///< float32 products on a GPU may round their inputs to TF32 (10 bits)
 
   bool operator==(const ParallelSection&) const = default;
 };

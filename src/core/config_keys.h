@@ -111,6 +111,7 @@ void describe(Visitor& v, ParallelSection& parallel) {
   v.key("recompute", parallel.recompute);
   v.key("reduce_dtype", parallel.reduce_dtype);
   v.key("frozen", parallel.frozen);
+  v.key("tf32", parallel.tf32);
 }
 
 template <class Visitor>

@@ -188,11 +188,6 @@ class MpiCommunicator : public Communicator {
     return at::empty({numel}, dtype);
   }
 
-  std::vector<double> all_gather_scalars(const at::Tensor& values) override {
-    return all_gather_doubles(
-        *this, {values.const_data_ptr<double>(), static_cast<size_t>(values.numel())});
-  }
-
   std::unique_ptr<Work> all_gather(at::Tensor full, at::Tensor shard) override {
     require(full.numel() == shard.numel() * size(), "all_gather", full, shard);
     count("all_gather", (size() - 1) * size_in_bytes(shard));
@@ -228,6 +223,17 @@ class MpiCommunicator : public Communicator {
     ReduceScatterWork(group_, shard, full, next_tag()).wait();
     GatherWork(group_, full, shard, next_tag()).wait();
     if (!full.is_same(t)) t.copy_(full.narrow(0, 0, t.numel()));
+  }
+
+  std::vector<double> all_gather_scalars(const at::Tensor& values) override {
+    require(values.scalar_type() == at::kDouble, "all_gather_scalars", values, values);
+    count("scalars", (size() - 1) * size_in_bytes(values));
+    std::vector<double> all(static_cast<size_t>(values.numel() * size()));
+    const int n = static_cast<int>(values.numel());
+    group_.check(MPI_Allgather(values.data_ptr<double>(), n, MPI_DOUBLE, all.data(), n, MPI_DOUBLE,
+                               group_.comm),
+                 "all_gather of scalars");
+    return all;
   }
 
   std::vector<uint64_t> all_gather_words(std::span<const uint64_t> words) override {

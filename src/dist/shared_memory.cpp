@@ -55,27 +55,28 @@ std::shared_ptr<std::byte> map_file(int descriptor, size_t bytes) {
 
 }  // namespace
 
-std::shared_ptr<std::byte> map_shared_memory(Communicator& comm, size_t bytes) {
-  const bool makes = comm.rank() == 0;
+std::shared_ptr<std::byte> map_shared_memory(ControlPlane& ranks, size_t bytes) {
+  const bool makes = ranks.rank() == 0;
   const File made(makes ? memfd_create("safegrad", MFD_CLOEXEC) : -1);
   // Left without its size, it is refused by all ranks below.
   if (makes) static_cast<void>(ftruncate(made.get(), static_cast<off_t>(bytes)) == 0);
   const std::string own_space = process_space();
   const std::string offer =
-      comm.broadcast(fmt::format("{} /proc/{}/fd/{}", own_space, getpid(), made.get()), 0);
+      ranks.broadcast(fmt::format("{} /proc/{}/fd/{}", own_space, getpid(), made.get()), 0);
   const size_t blank = offer.find(' ');
   const bool near = !own_space.empty() && offer.substr(0, blank) == own_space;
   const File found(near ? open(offer.c_str() + blank + 1, O_RDWR | O_CLOEXEC | O_NONBLOCK) : -1);
   auto memory = map_file(found.get(), bytes);
 
   const uint64_t mapped = memory != nullptr;
-  const auto all = comm.all_gather_words(std::span(&mapped, 1));
+  const auto all = ranks.all_gather_words(std::span(&mapped, 1));
   if (std::find(all.begin(), all.end(), 0u) != all.end()) return nullptr;
   return memory;
 }
 
-at::Tensor allocate_shared(Communicator& comm, int64_t numel, at::ScalarType dtype) {
-  const auto memory = map_shared_memory(comm, static_cast<size_t>(numel) * c10::elementSize(dtype));
+at::Tensor allocate_shared(ControlPlane& ranks, int64_t numel, at::ScalarType dtype) {
+  const auto memory =
+      map_shared_memory(ranks, static_cast<size_t>(numel) * c10::elementSize(dtype));
   if (!memory) return {};
   return at::from_blob(
       memory.get(), {numel}, [memory](void*) {}, dtype);

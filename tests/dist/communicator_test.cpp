@@ -1,6 +1,7 @@
 // communicator_test.cpp: every collective against what it should give, on any number of ranks.
 #include "dist/communicator.h"
 
+#include <cmath>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -86,6 +87,51 @@ TEST(Communicator, CollectivesUnderWayDoNotMix) {
     EXPECT_TRUE(gathered[which].equal(values_of_all(comm->size(), kNumel) + i)) << i;
     EXPECT_TRUE(reduced[which].eq(static_cast<float>((i + 1) * comm->size())).all().item<bool>());
   }
+}
+
+TEST(Communicator, ScalarsOfAllRanksArriveInRankOrderAndAreCounted) {
+  const auto comm = world();
+  const at::Tensor own = at::empty({3}, at::kDouble);
+  for (int64_t i = 0; i < 3; ++i) own[i].fill_(comm->rank() + std::ldexp(1.0, -50) * i);
+
+  const std::vector<double> all = comm->all_gather_scalars(own);
+
+  ASSERT_EQ(all.size(), static_cast<size_t>(3 * comm->size()));
+  for (int r = 0; r < comm->size(); ++r) {
+    for (int i = 0; i < 3; ++i) {  // to the bit: float32 would lose the small part
+      EXPECT_EQ(all[static_cast<size_t>(3 * r + i)], r + std::ldexp(1.0, -50) * i) << r << " " << i;
+    }
+  }
+  EXPECT_EQ(comm->traffic().at("scalars").calls, 1);
+  EXPECT_EQ(comm->traffic().at("scalars").bytes, 3 * 8 * (comm->size() - 1));
+  EXPECT_THROW(comm->all_gather_scalars(at::zeros({3}, at::kFloat)), UsageError);
+}
+
+TEST(Communicator, GatherOutputsHoldWhatIsGatheredIntoThem) {
+  const auto comm = world();
+  for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{70'001}}) {
+    const at::Tensor full = comm->allocate_gather_output(n * comm->size(), at::kFloat);
+    ASSERT_EQ(full.numel(), n * comm->size());
+    ASSERT_EQ(full.scalar_type(), at::kFloat);
+    full.fill_(-1);
+
+    comm->all_gather(full, values_of(comm->rank(), n))->wait();
+
+    EXPECT_TRUE(full.equal(values_of_all(comm->size(), n))) << n;
+  }
+}
+
+TEST(Communicator, ASplitControlsTheRanksOfOneColour) {
+  const auto comm = world();
+  const auto part = comm->split_control(comm->rank() % 2);
+  const uint64_t own = static_cast<uint64_t>(comm->rank());
+
+  std::vector<uint64_t> expected;
+  for (int r = comm->rank() % 2; r < comm->size(); r += 2)
+    expected.push_back(static_cast<uint64_t>(r));
+  EXPECT_EQ(part->size(), static_cast<int>(expected.size()));
+  EXPECT_EQ(part->rank(), comm->rank() / 2);
+  EXPECT_EQ(part->all_gather_words(std::span(&own, 1)), expected);
 }
 
 TEST(Communicator, ShardsOfOneMachineNeedNoGather) {

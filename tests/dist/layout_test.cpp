@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "dist/late_collectives.h"
 #include "dist/rank_main.h"
 #include "dist/separate_machines.h"
 #include "dist/tiny_job.h"
@@ -179,6 +180,35 @@ TEST_F(Layouts, TheSameRunTwiceGivesTheSameBits) {
     expect_same_bits(first->run(0, kSteps), second->run(0, kSteps));
     EXPECT_EQ(first->weights(), second->weights()) << "shards " << shards;
   }
+}
+
+TEST_F(Layouts, NothingIsReadOrChangedBeforeItsCollectiveIsOver) {
+  for (int64_t shards : shardings()) {
+    for (Recompute recompute : {Recompute::none, Recompute::block}) {
+      for (bool lora : {false, true}) {
+        RunConfig c = config("llama3");
+        c.parallel.shards = shards;
+        c.parallel.recompute = recompute;
+        c.batch.max_tokens_per_rank = 64;  // several micro-batches
+        if (lora) c.model.lora = LoraConfig{.dropout = 0.1};
+        write(c);
+        TinyJob late(c, std::make_unique<LateCollectives>(world()));
+        expect_same_bits(late.run(0, 4), together(c)->run(0, 4));
+      }
+    }
+  }
+}
+
+TEST_F(Layouts, LateCollectivesAreLate) {
+  if (all_->size() == 1) GTEST_SKIP() << "one rank gathers nothing";
+  LateCollectives late(world());
+  const at::Tensor shard = at::ones({4});
+  at::Tensor full = at::zeros({4 * late.size()});
+  const auto work = late.all_gather(full, shard);
+  EXPECT_TRUE(full.isnan().all().item<bool>()) << "a read that does not wait would see the result";
+  shard.fill_(2);  // a change that does not wait
+  work->wait();
+  EXPECT_TRUE(full.eq(2).all().item<bool>());
 }
 
 TEST_F(Layouts, AllRanksHoldTheSameBits) {

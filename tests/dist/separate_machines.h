@@ -1,53 +1,26 @@
 // separate_machines.h: ranks that do not see each other's memory, as on several machines.
 #pragma once
 #include <memory>
-#include <utility>
 
 #include <ATen/ATen.h>
 
-#include "dist/communicator.h"
+#include "dist/forwarding_communicator.h"
 
 namespace safegrad::testing {
 
 /// `inner` without shared memory: what is gathered travels in messages.
-class SeparateMachines : public dist::Communicator {
+class SeparateMachines : public ForwardingCommunicator {
  public:
-  explicit SeparateMachines(std::unique_ptr<dist::Communicator> inner) : inner_(std::move(inner)) {}
-
-  int rank() const override { return inner_->rank(); }
-  int size() const override { return inner_->size(); }
+  using ForwardingCommunicator::ForwardingCommunicator;
   dist::ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) override {
     return {at::zeros({numel}, at::TensorOptions().dtype(dtype)), {}};
   }
   at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override {
     return at::empty({numel}, dtype);
   }
-  at::Tensor allocate_gather_output(int64_t numel, at::ScalarType dtype) override {
-    return inner_->allocate_gather_output(numel, dtype);
-  }
-  std::unique_ptr<dist::Work> all_gather(at::Tensor full, at::Tensor shard) override {
-    return inner_->all_gather(std::move(full), std::move(shard));
-  }
-  std::unique_ptr<dist::Work> reduce_scatter(at::Tensor shard, at::Tensor full) override {
-    return inner_->reduce_scatter(std::move(shard), std::move(full));
-  }
-  void all_reduce(at::Tensor t) override { inner_->all_reduce(std::move(t)); }
-  std::vector<uint64_t> all_gather_words(std::span<const uint64_t> words) override {
-    return inner_->all_gather_words(words);
-  }
-  std::vector<double> all_gather_scalars(const at::Tensor& values) override {
-    return inner_->all_gather_scalars(values);
-  }
-  std::string broadcast(const std::string& text, int root) override {
-    return inner_->broadcast(text, root);
-  }
-  void barrier() override { inner_->barrier(); }
   std::unique_ptr<dist::Communicator> split(int colour) override {
     return std::make_unique<SeparateMachines>(inner_->split(colour));
   }
-
- private:
-  std::unique_ptr<dist::Communicator> inner_;
 };
 
 }  // namespace safegrad::testing

@@ -1,0 +1,39 @@
+#include "dist/control_plane.h"
+
+#include <bit>
+
+#include "core/error.h"
+#include "dist/job_failed.h"
+
+namespace safegrad::dist {
+
+std::vector<double> all_gather_doubles(ControlPlane& control, std::span<const double> values) {
+  std::vector<uint64_t> words;
+  for (double v : values) words.push_back(std::bit_cast<uint64_t>(v));
+  std::vector<double> result;
+  for (uint64_t w : control.all_gather_words(words)) result.push_back(std::bit_cast<double>(w));
+  return result;
+}
+
+void agree(ControlPlane& control, const std::function<void()>& work) {
+  std::string message;
+  uint64_t exit_code = 0;
+  try {
+    work();
+  } catch (const CommError&) {
+    throw;  // the ranks no longer reach each other: nothing to agree on
+  } catch (const Error& e) {
+    message = e.what();
+    exit_code = static_cast<uint64_t>(e.exit_code());
+  } catch (const std::exception& e) {
+    message = fmt::format("rank {}: {}", control.rank(), e.what());
+    exit_code = 2;
+  }
+  const auto codes = control.all_gather_words(std::span(&exit_code, 1));
+  for (int r = 0; r < control.size(); ++r) {
+    const uint64_t code = codes[static_cast<size_t>(r)];
+    if (code != 0) throw JobFailed(r == control.rank() ? message : "", static_cast<int>(code));
+  }
+}
+
+}  // namespace safegrad::dist

@@ -1,0 +1,57 @@
+// launcher.h: who started the ranks, and so how they find each other.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "dist/communicator.h"
+
+namespace safegrad::dist {
+
+/// The ranks of a job, before they are connected. One a process, in main; it outlives what it
+/// makes.
+class Launcher {
+ public:
+  virtual ~Launcher() = default;
+  /// All ranks of the job. An own one for a communicator to keep: control().split_control(0).
+  virtual ControlPlane& control() = 0;
+  /// Throws ConfigError where the ranks of this job cannot exchange CPU tensors. Does not
+  /// communicate.
+  virtual void check_cpu() const = 0;
+  /// All ranks of the job, for CPU tensors. Throws as check_cpu.
+  virtual std::unique_ptr<Communicator> connect_cpu() = 0;
+  /// Ends this process with the exit code, without waiting for anybody; with it, at once or through
+  /// whoever started it, all the others.
+  [[noreturn]] virtual void abort(int exit_code) = 0;
+};
+
+/// What environment variables say about a job whose ranks meet at a store.
+struct StoreJob {
+  int rank = 0, size = 1;
+  std::string host;
+  uint16_t port = 0;
+  bool hosted_by_agent = false;  ///< torchrun's agent holds the store; else rank 0 does
+  int attempt = 0;               ///< torchrun's restarts so far
+};
+
+/// The value of an environment variable, or null.
+using Environment = std::function<const char*(const char* name)>;
+
+/// torchrun's RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, or what srun says about the rank with
+/// MASTER_ADDR and MASTER_PORT; nothing where none of this is set, or MPI started the rank. Throws
+/// InputError that names what is missing or not a number in range.
+std::optional<StoreJob> find_store_job(const Environment& environment);
+
+/// Connects to the job's store, or hosts it. Throws CommError where nobody answers in time.
+std::unique_ptr<Launcher> make_store_launcher(const StoreJob& job);
+
+/// MPI, in a build with MPI; else a single rank. Throws InputError if the environment (Slurm,
+/// OpenMPI) promised more ranks than were found.
+std::unique_ptr<Launcher> make_default_launcher(int* argc, char*** argv);
+
+/// make_store_launcher where the environment names a store, else make_default_launcher.
+std::unique_ptr<Launcher> make_launcher(int* argc, char*** argv);
+
+}  // namespace safegrad::dist

@@ -1,0 +1,52 @@
+#include "dist/local_rank.h"
+
+#include <array>
+#include <fstream>
+#include <string>
+
+#include <unistd.h>
+
+#include "core/error.h"
+
+namespace safegrad::dist {
+namespace {
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "";
+}
+
+// FNV-1a: the same in every process, which std::hash does not promise.
+uint64_t hash(const std::string& text) {
+  uint64_t value = 0xcbf29ce484222325;
+  for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return value;
+}
+
+}  // namespace
+
+LocalRank find_local_rank(ControlPlane& control) {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  const uint64_t own = hash(host_name() + "\n" + boot);
+  const auto machines = control.all_gather_words(std::span(&own, 1));
+  LocalRank local{0, 0};
+  for (size_t r = 0; r < machines.size(); ++r) {
+    if (machines[r] != own) continue;
+    if (static_cast<int>(r) == control.rank()) local.rank = local.ranks;
+    ++local.ranks;
+  }
+  return local;
+}
+
+void check_enough_gpus(const ControlPlane& control, const LocalRank& local, int gpus,
+                       const char* visible) {
+  SAFEGRAD_CHECK(local.ranks <= gpus, InputError,
+                 "rank {} of host {}: {} ranks were started on this host but only {} GPUs are "
+                 "visible; start at most {} ranks a host, or make more GPUs visible "
+                 "(CUDA_VISIBLE_DEVICES is {})",
+                 control.rank(), host_name(), local.ranks, gpus, gpus,
+                 visible ? fmt::format("'{}'", visible) : "not set");
+}
+
+}  // namespace safegrad::dist
