@@ -3,8 +3,10 @@
 //
 //   mpirun -n 2 build/bench_step --steps 10 --task-sequences 2 --align-sequences 1
 //   --sequence-length 256
+//   build/bench_step --model benchmarks/llama3-8b.json --set model.dtype=bfloat16 --set
+//   model.lora.rank=8
 //
-// Sequence counts are per rank. Prints one JSON line from rank 0.
+// Sequence counts are per rank; --set takes any key of a config. Prints one JSON line from rank 0.
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -18,9 +20,10 @@
 #include <unistd.h>
 
 #include "core/enum_names.h"
+#include "core/files.h"
 #include "core/random.h"
 #include "core/safetensors.h"
-#include "cpu/cpu_backend.h"
+#include "device.h"
 #include "dist/launcher.h"
 #include "dist/trainer.h"
 #include "models/open_model.h"
@@ -35,6 +38,8 @@ struct Options {
   std::string rule = "safegrad", model = SAFEGRAD_SOURCE_DIR "/benchmarks/smollm2-135m.json",
               gradients = "one_pass";
   std::vector<std::string> data;  // task and alignment token files instead of random tokens
+  std::vector<std::string> overrides;
+  double peak_tflops = 0;  // of a device, as its maker states it; 0: no MFU
 };
 
 // Random tokens, all positions scored.
@@ -83,6 +88,7 @@ RunConfig make_config(const Options& o, const std::string& folder, int ranks) {
   } else {
     config.model.config = o.model;
   }
+  config.model.trainable.clear();  // not written, so that --set model.lora.rank may follow
   config.data.task = o.data.empty() ? folder + "/task.safetensors" : o.data[0];
   config.data.align = o.data.size() < 2 ? folder + "/align.safetensors" : o.data[1];
   config.objective.rule = parse_rule(o.rule);
@@ -95,6 +101,29 @@ RunConfig make_config(const Options& o, const std::string& folder, int ranks) {
   config.train.steps = o.steps + o.warmup;
   config.parallel.shards = o.shards;
   config.output = folder;
+  return config;
+}
+
+// Rank 0 makes the folder, the random data and the base config; every rank reads the config with
+// --set on top.
+RunConfig prepare(const Options& o, dist::ControlPlane& control) {
+  std::string folder;
+  dist::agree(control, [&] {
+    if (control.rank() != 0) return;
+    std::string pattern = std::filesystem::temp_directory_path() / "safegrad-bench-XXXXXX";
+    folder = mkdtemp(pattern.data());
+    const RunConfig base = make_config(o, folder, control.size());
+    write_file_atomically(folder + "/config.yaml", to_yaml(base));
+    if (!o.data.empty()) return;
+    const int64_t n = 8 * control.size();
+    write_random_data(base.data.task, n * std::max<int64_t>(1, o.task_sequences), o.sequence_length,
+                      1000, 1);
+    if (o.align_sequences > 0)
+      write_random_data(base.data.align, n * o.align_sequences, o.sequence_length, 1000, 2);
+  });
+  folder = control.broadcast(folder, 0);
+  RunConfig config;
+  dist::agree(control, [&] { config = load_config(folder + "/config.yaml", o.overrides); });
   return config;
 }
 
@@ -120,8 +149,9 @@ double median(std::vector<double> values) {
   return n % 2 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
 }
 
-nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::Mesh& mesh) {
-  auto model = models::open_model(config.model, config.train.seed, cpu_backend());
+nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::Mesh& mesh,
+                               const Backend& backend) {
+  auto model = models::open_model(config.model, config.train.seed, backend);
   std::vector<std::string> warnings;
   const auto data = dist::open_data(config, *model.decoder, model.tokenizer_sha256, warnings);
   dist::Trainer trainer(config, *model.decoder, *model.weights, data, mesh);
@@ -146,6 +176,9 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
   const auto pss = dist::all_gather_doubles(mesh.world(), std::span(&own_pss, 1));
 
   nlohmann::ordered_json result;
+  result["device"] = backend.name();
+  result["model"] = std::filesystem::path(o.model).filename().string();
+  result["set"] = o.overrides;
   result["rule"] = o.rule;
   result["gradients"] = o.gradients;
   result["ranks"] = mesh.world().size();
@@ -161,6 +194,16 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
   result["tokens_per_s"] = median(tokens) / median(seconds);
   result["speed_of_light"] = median(light);
   result["gemm_gflops"] = trainer.gemm_rate() / 1e9;
+  if (o.peak_tflops > 0) {
+    const double flops_per_s = median(light) * trainer.gemm_rate() / mesh.world().size();
+    result["mfu"] = flops_per_s / (o.peak_tflops * 1e12);
+    result["mfu_formula"] =
+        "necessary matrix products (forward, dX, and dW where trainable, causal half of attention, "
+        "scored positions of the heads; no recomputation) / (median step s x peak_tflops x 1e12)";
+    result["peak_tflops"] = o.peak_tflops;
+  }
+  if (backend.peak_bytes() > 0)
+    result["peak_device_gib"] = static_cast<double>(backend.peak_bytes()) / (1 << 30);
   result["peak_rss_gib"] = *std::max_element(rss.begin(), rss.end());
   // Between steps, when the pools are full; shared pages are divided among the ranks.
   result["pss_gib"] = *std::max_element(pss.begin(), pss.end());
@@ -193,6 +236,12 @@ int main(int argc, char** argv) {
   app.add_option("--model", o.model, "config.json (random weights) or a model folder");
   app.add_option("--data", o.data, "token files of task and alignment instead of random tokens")
       ->expected(1, 2);
+  app.add_option("--set", o.overrides, "any key of a config, e.g. --set model.dtype=bfloat16")
+      ->type_name("KEY=VALUE")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app.add_option("--peak-tflops", o.peak_tflops,
+                 "of a device in that type: adds MFU to the result");
   bool json = true;
   app.add_flag("--json", json,
                "one JSON line is what it prints; accepted so that scripts can say so");
@@ -201,26 +250,14 @@ int main(int argc, char** argv) {
   std::unique_ptr<dist::Launcher> launcher;
   try {
     launcher = dist::make_launcher(&argc, &argv);
-    dist::Mesh mesh(launcher->connect_cpu(), o.shards);
-    std::string folder;
-    if (mesh.world().rank() == 0) {
-      std::string pattern = std::filesystem::temp_directory_path() / "safegrad-bench-XXXXXX";
-      folder = mkdtemp(pattern.data());
-    }
-    folder = mesh.world().broadcast(folder, 0);
-    const RunConfig config = make_config(o, folder, mesh.world().size());
-    if (mesh.world().rank() == 0 && o.data.empty()) {
-      const int64_t n = 8 * mesh.world().size();
-      write_random_data(config.data.task, n * std::max<int64_t>(1, o.task_sequences),
-                        o.sequence_length, 1000, 1);
-      if (o.align_sequences > 0)
-        write_random_data(config.data.align, n * o.align_sequences, o.sequence_length, 1000, 2);
-    }
-    mesh.world().barrier();
-    const auto result = measure(o, config, mesh);
+    const RunConfig config = prepare(o, launcher->control());
+    std::vector<std::string> warnings;
+    RunDevice device(config.parallel, *launcher, warnings);
+    dist::Mesh mesh(device.connect(), config.parallel.shards);
+    const auto result = measure(o, config, mesh, device.backend());
     mesh.world().barrier();
     if (mesh.world().rank() == 0) {
-      std::filesystem::remove_all(folder);
+      std::filesystem::remove_all(config.output);
       fmt::print("{}\n", result.dump());
     }
   } catch (const std::exception& e) {

@@ -46,21 +46,29 @@ endif()
 if(CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
 endif()
+enable_language(CUDA)
+# CMake 3.25 does not know that nvcc has C++20.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA_STANDARD_LATEST 20)
+endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-enable_language(CUDA)
 
 # Kernels: raw pointers and sizes only, so that nvcc reads no tensor header.
 add_library(safegrad_cuda_kernels OBJECT ${SAFEGRAD_CUDA_KERNELS})
 target_include_directories(safegrad_cuda_kernels PRIVATE src)
-target_compile_options(safegrad_cuda_kernels PRIVATE -Wall -Wextra "SHELL:-idirafter ${LibTorch_INCLUDE_DIR}")
 set_target_properties(safegrad_cuda_kernels PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_compile_options(safegrad_cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra "SHELL:-Xcompiler=-idirafter,${LibTorch_INCLUDE_DIR}")
 
+# The last three are parts of the program, once more: a shared library's code is compiled in its own way.
 add_library(safegrad_cuda SHARED
   src/cuda/attention.cpp src/cuda/cuda_backend.cpp src/cuda/cuda_kernels.cpp src/cuda/cuda_module.cpp
-  src/cuda/event_stopwatch.cpp src/cuda/launch.cpp src/cuda/nccl_communicator.cpp
-  $<TARGET_OBJECTS:safegrad_cuda_kernels>)
-target_link_libraries(safegrad_cuda PRIVATE safegrad_control safegrad_core LibTorch::cuda NCCL::nccl CUDA::cudart)
+  src/cuda/event_stopwatch.cpp src/cuda/launch_check.cpp src/cuda/nccl_communicator.cpp src/cuda/nccl_link.cpp
+  $<TARGET_OBJECTS:safegrad_cuda_kernels>
+  src/core/parameter.cpp src/dist/communicator.cpp src/dist/control_plane.cpp)
+target_link_libraries(safegrad_cuda PRIVATE safegrad_options LibTorch::cuda NCCL::nccl CUDA::cudart)
 # LibTorch's operators for GPUs register themselves when their library is loaded; what that library
 # needs in turn may be missing on a machine that only builds.
 target_link_options(safegrad_cuda PRIVATE

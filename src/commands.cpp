@@ -14,6 +14,7 @@
 #include "core/metrics.h"
 #include "core/pack.h"
 #include "cpu/cpu_backend.h"
+#include "device.h"
 #include "dist/mesh.h"
 #include "dist/trainer.h"
 #include "models/hf_export.h"
@@ -25,23 +26,22 @@ namespace {
 /// Everything a command needs, opened and checked on every rank.
 struct Job {
   RunConfig config;
+  std::unique_ptr<RunDevice> device;  // null for check of a config that names a GPU
   models::OpenedModel model;
   dist::RunData data;
   std::vector<std::string> warnings;
 };
 
-enum class Purpose { train, evaluate };
+enum class Purpose { train, check, evaluate };
 
 void check_supported(const RunConfig& config) {
-  SAFEGRAD_CHECK(config.parallel.device != Device::cuda, ConfigError,
-                 "parallel.device: cuda is not in this build; allowed: auto | cpu");
   SAFEGRAD_CHECK(config.checkpoint.every_steps == 0, ConfigError,
                  "checkpoint.every_steps: this version does not write checkpoints; set it to 0 or "
                  "leave it out");
 }
 
 void check_data_given(const RunConfig& config, Purpose purpose) {
-  if (purpose == Purpose::train) {
+  if (purpose != Purpose::evaluate) {
     SAFEGRAD_CHECK(!config.data.task.empty(), ConfigError,
                    "data.task is missing: train needs a token file");
   } else {
@@ -103,43 +103,50 @@ void check_lengths(const RunConfig& config, const dist::RunData& data) {
   for (const auto& probe : data.probes) check_file(*probe);
 }
 
-// The device must be one over which the ranks that were started can communicate.
-void check_device(const RunConfig&, const dist::Launcher& launcher) {
-  launcher.check_cpu();
+// Mistakes in the config name its file.
+template <typename Body>
+void in_file(const std::string& file, const Body& body) {
+  try {
+    body();
+  } catch (const ConfigError& e) {
+    throw ConfigError(fmt::format("{}: {}", file, e.what()));
+  }
 }
 
-std::unique_ptr<dist::Communicator> connect(const RunConfig&, dist::Launcher& launcher) {
-  return launcher.connect_cpu();
+// `check` reads headers alone, and does so on the host for a GPU's config: it runs where no GPU is.
+const Backend& open_device(Job& job, dist::Launcher& launcher, Purpose purpose) {
+  const ParallelSection& parallel = job.config.parallel;
+  if (purpose == Purpose::check && parallel.device == Device::cuda) return cpu_backend();
+  job.device = std::make_unique<RunDevice>(parallel, launcher, job.warnings);
+  return job.device->backend();
 }
 
 Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose) {
   Job job;
-  dist::agree(launcher.control(), [&] {
+  dist::ControlPlane& control = launcher.control();
+  dist::agree(control, [&] {
     job.config = load_config(line.config, line.overrides);
-    auto in_file = [&](const auto& body) {
-      try {
-        body();
-      } catch (const ConfigError& e) {
-        throw ConfigError(fmt::format("{}: {}", line.config, e.what()));
-      }
-    };
-    in_file([&] {
+    in_file(line.config, [&] {
       check_supported(job.config);
-      check_device(job.config, launcher);
       check_data_given(job.config, purpose);
-      job.model = models::open_model(job.config.model, job.config.train.seed, cpu_backend());
     });
-    dist::Mesh::check(launcher.control().size(), job.config.parallel.shards);
+  });
+  const Backend& backend = open_device(job, launcher, purpose);
+  dist::agree(control, [&] {
+    in_file(line.config, [&] {
+      job.model = models::open_model(job.config.model, job.config.train.seed, backend);
+    });
+    dist::Mesh::check(control.size(), job.config.parallel.shards);
     if (purpose == Purpose::evaluate) {
       job.config.data = {};
       job.config.batch.align_sequences = 0;
     }
     job.data =
         dist::open_data(job.config, *job.model.decoder, job.model.tokenizer_sha256, job.warnings);
-    in_file([&] { check_lengths(job.config, job.data); });
-    if (purpose != Purpose::train) return;
+    in_file(line.config, [&] { check_lengths(job.config, job.data); });
+    if (purpose == Purpose::evaluate) return;
     check_output(job.config.output);
-    in_file([&] { check_export(job.config, job.model); });
+    in_file(line.config, [&] { check_export(job.config, job.model); });
   });
   return job;
 }
@@ -167,9 +174,10 @@ void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh
                              : mesh.replicas() == 1 ? "fully sharded"
                                                     : fmt::format("{} replicas x {} shards",
                                                                   mesh.replicas(), mesh.shards());
-  fmt::print("safegrad {} · {}, {} ({:.2f} M of {:.0f} M trained) · {} ranks, mpi, cpu, {}\n",
+  const Backend& backend = job.device->backend();
+  fmt::print("safegrad {} · {}, {} ({:.2f} M of {:.0f} M trained) · {} ranks, {}, {}, {}\n",
              SAFEGRAD_VERSION, job.model.name, what, trained / 1e6, all / 1e6, mesh.world().size(),
-             layout);
+             backend.device().is_cpu() ? "mpi" : "nccl", backend.name(), layout);
   auto describe = [](const char* label, const TokenFile& file) {
     std::string sources;
     if (file.has_sources() && file.sources().size() > 1) {
@@ -197,9 +205,10 @@ std::string align_label(const RunConfig& config) {
   return config.objective.align_loss == AlignLoss::kl ? "kl" : "sft";
 }
 
-std::string version_comments(const dist::ControlPlane& world) {
-  return fmt::format("# safegrad {}, LibTorch {}, {} ranks, {} threads a rank\n", SAFEGRAD_VERSION,
-                     SAFEGRAD_LIBTORCH_VERSION, world.size(), at::get_num_threads());
+std::string version_comments(const dist::ControlPlane& world, const Backend& backend) {
+  return fmt::format("# safegrad {}, LibTorch {}, {} ranks, {} threads a rank, {}\n",
+                     SAFEGRAD_VERSION, SAFEGRAD_LIBTORCH_VERSION, world.size(),
+                     at::get_num_threads(), backend.name());
 }
 
 struct Summary {
@@ -255,7 +264,7 @@ void train(const CommandLine& line, dist::Launcher& launcher) {
   print_warnings(job, line, launcher.control());
   const bool speaks = launcher.control().rank() == 0;
   const bool talks = speaks && !line.quiet;
-  dist::Mesh mesh(connect(job.config, launcher), job.config.parallel.shards);
+  dist::Mesh mesh(job.device->connect(), job.config.parallel.shards);
 
   std::unique_ptr<MetricsFile> metrics;
   dist::agree(mesh.world(), [&] {
@@ -263,8 +272,9 @@ void train(const CommandLine& line, dist::Launcher& launcher) {
     make_output_folder(job.config.output);
     const std::string path = job.config.output + "/metrics.jsonl";
     std::filesystem::remove(path);
-    write_file_atomically(job.config.output + "/config.yaml",
-                          version_comments(mesh.world()) + to_yaml(job.config));
+    write_file_atomically(
+        job.config.output + "/config.yaml",
+        version_comments(mesh.world(), job.device->backend()) + to_yaml(job.config));
     metrics = std::make_unique<MetricsFile>(path);
   });
   dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
@@ -288,7 +298,7 @@ void train(const CommandLine& line, dist::Launcher& launcher) {
 }
 
 void check(const CommandLine& line, dist::Launcher& launcher) {
-  const Job job = open_job(line, launcher, Purpose::train);
+  const Job job = open_job(line, launcher, Purpose::check);
   const dist::ControlPlane& world = launcher.control();
   print_warnings(job, line, world);
   if (world.rank() == 0 && !line.quiet) {
@@ -299,7 +309,7 @@ void check(const CommandLine& line, dist::Launcher& launcher) {
 void evaluate(const CommandLine& line, dist::Launcher& launcher) {
   Job job = open_job(line, launcher, Purpose::evaluate);
   print_warnings(job, line, launcher.control());
-  dist::Mesh mesh(connect(job.config, launcher), job.config.parallel.shards);
+  dist::Mesh mesh(job.device->connect(), job.config.parallel.shards);
   const auto results =
       dist::evaluate_probes(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
   if (mesh.world().rank() == 0) fmt::print("{}\n", nlohmann::ordered_json(results).dump());

@@ -1,7 +1,6 @@
 // random.h: counter-based random numbers (Philox4x32-10), so that no draw depends on layout or call
 // order.
 #pragma once
-#include <array>
 #include <cstdint>
 
 #if defined(__CUDACC__)
@@ -12,6 +11,13 @@
 
 namespace safegrad {
 
+/// Four random words; std::array's operators are not for device code.
+struct RandomBits {
+  uint32_t words[4];
+  SAFEGRAD_HOST_DEVICE uint32_t operator[](int i) const { return words[i]; }
+  bool operator==(const RandomBits&) const = default;
+};
+
 /// Philox4x32-10 (Salmon et al., SC 2011): 128 random bits for (key, counter). Pure; the same on
 /// CPU and GPU.
 struct Philox {
@@ -20,7 +26,7 @@ struct Philox {
   SAFEGRAD_HOST_DEVICE explicit Philox(uint64_t key)
       : key0(static_cast<uint32_t>(key)), key1(static_cast<uint32_t>(key >> 32)) {}
 
-  SAFEGRAD_HOST_DEVICE std::array<uint32_t, 4> operator()(uint64_t low, uint64_t high) const {
+  SAFEGRAD_HOST_DEVICE RandomBits operator()(uint64_t low, uint64_t high) const {
     uint32_t c0 = static_cast<uint32_t>(low), c1 = static_cast<uint32_t>(low >> 32);
     uint32_t c2 = static_cast<uint32_t>(high), c3 = static_cast<uint32_t>(high >> 32);
     uint32_t k0 = key0, k1 = key1;
@@ -35,7 +41,7 @@ struct Philox {
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
-    return {c0, c1, c2, c3};
+    return {{c0, c1, c2, c3}};
   }
 };
 

@@ -1,8 +1,8 @@
 // vector_math.h: scalar formulas that CPU loops vectorise over and GPU kernels call per element.
 #pragma once
-#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "core/random.h"  // SAFEGRAD_HOST_DEVICE
 
@@ -27,13 +27,21 @@ SAFEGRAD_HOST_DEVICE inline float exp_f32(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);  // std::bit_cast is not for device code
+  return p * power;
 }
 
 /// 1 / (1 + e⁻ˣ).
 SAFEGRAD_HOST_DEVICE inline float sigmoid_f32(float x) {
   const float clamped = x < -87.0f ? -87.0f : x;
   return 1.0f / (1.0f + exp_f32(-clamped));
+}
+
+/// A term of a Gram matrix: exact, a product of two floats has at most 48 bits.
+SAFEGRAD_HOST_DEVICE inline double gram_term(float a, float b) {
+  return static_cast<double>(a) * static_cast<double>(b);
 }
 
 /// One element of AdamW (Loshchilov & Hutter, arXiv:1711.05101), in the order of torch.optim.AdamW.

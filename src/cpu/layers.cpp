@@ -1,13 +1,12 @@
 // layers.cpp: norms, rotations, activations and dropout on the CPU.
 
-#include <cmath>
+#include <algorithm>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include "core/error.h"
-#include "core/random.h"
-#include "core/vector_math.h"
+#include "core/layer_math.h"
 #include "cpu/cpu_kernels.h"
 
 namespace safegrad {
@@ -49,12 +48,11 @@ at::Tensor CpuKernels::rms_norm(const at::Tensor& x, const at::Tensor& weight, d
           const auto v = static_cast<float>(row[j]);
           square += v * v;
         }
-        const float scale =
-            1.0f / std::sqrt(square / static_cast<float>(d) + static_cast<float>(eps));
+        const float scale = rms_scale(square, static_cast<float>(d), static_cast<float>(eps));
         r[i] = scale;
 #pragma omp simd
         for (int64_t j = 0; j < d; ++j) {
-          out[i * d + j] = static_cast<float>(row[j]) * scale * static_cast<float>(w[j]);
+          out[i * d + j] = normed(static_cast<float>(row[j]), scale, static_cast<float>(w[j]));
         }
       }
     });
@@ -85,11 +83,12 @@ void CpuKernels::rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
         for (int64_t j = 0; j < d; ++j) {
           along += static_cast<float>(gi[j]) * static_cast<float>(w[j]) * static_cast<float>(xi[j]);
         }
-        const float scale = r[i], pull = along * scale * scale * inverse_d;
+        const float scale = r[i], pull = norm_pull(along, scale, inverse_d);
 #pragma omp simd
         for (int64_t j = 0; j < d; ++j) {
-          const float gw = static_cast<float>(gi[j]) * static_cast<float>(w[j]);
-          oi[j] = static_cast<float>(oi[j]) + scale * (gw - static_cast<float>(xi[j]) * pull);
+          const auto g = static_cast<float>(gi[j]), wj = static_cast<float>(w[j]);
+          oi[j] = static_cast<float>(oi[j]) +
+                  norm_input_gradient(g, wj, static_cast<float>(xi[j]), scale, pull);
         }
       }
     });
@@ -103,7 +102,8 @@ void CpuKernels::rms_norm_backward(const at::Tensor& dy, const at::Tensor& x,
         const float scale = r[i];
 #pragma omp simd
         for (int64_t j = 0; j < d; ++j) {
-          sum[j] += static_cast<float>(gi[j]) * static_cast<float>(xi[j]) * scale;
+          sum[j] +=
+              norm_weight_gradient(static_cast<float>(gi[j]), static_cast<float>(xi[j]), scale);
         }
       }
       weight.add(k, dw.to(x.scalar_type()));
@@ -129,9 +129,10 @@ void CpuKernels::rotate(at::Tensor x, const at::Tensor& positions, const at::Ten
           scalar_t* high = low + half;
 #pragma omp simd
           for (int64_t j = 0; j < half; ++j) {
-            const auto a = static_cast<float>(low[j]), b = static_cast<float>(high[j]);
-            low[j] = a * c[j] - sign * b * s[j];
-            high[j] = b * c[j] + sign * a * s[j];
+            auto a = static_cast<float>(low[j]), b = static_cast<float>(high[j]);
+            rotate_pair(a, b, c[j], sign * s[j]);
+            low[j] = a;
+            high[j] = b;
           }
         }
       }
@@ -152,8 +153,7 @@ at::Tensor CpuKernels::swiglu(const at::Tensor& gate_up) const {
         scalar_t* o = out + t * width;
 #pragma omp simd
         for (int64_t j = 0; j < width; ++j) {
-          const auto g = static_cast<float>(gate[j]);
-          o[j] = g * sigmoid_f32(g) * static_cast<float>(up[j]);
+          o[j] = swiglu_value(static_cast<float>(gate[j]), static_cast<float>(up[j]));
         }
       }
     });
@@ -182,11 +182,10 @@ void CpuKernels::swiglu_backward(const at::Tensor& dact, const at::Tensor& gate_
 #pragma omp simd
         for (int64_t j = 0; j < width; ++j) {
           const auto g = static_cast<float>(gate[j]), u = static_cast<float>(up[j]);
-          const auto dj = static_cast<float>(dy[j]);
-          const float s = sigmoid_f32(g), silu = g * s;
-          o[j] = silu * u;
-          dup[j] = dj * silu;
-          dgate[j] = dj * u * (s + silu * (1.0f - s));
+          const SwigluGradient d = swiglu_gradient(g, u, static_cast<float>(dy[j]));
+          o[j] = d.act;
+          dup[j] = d.dup;
+          dgate[j] = d.dgate;
         }
       }
     });
@@ -199,22 +198,18 @@ at::Tensor CpuKernels::dropout(const at::Tensor& x, const PackedBatch& batch, do
   at::Tensor y = at::empty_like(x);
   const int64_t* position = batch.positions.const_data_ptr<int64_t>();
   const int64_t* key = batch.dropout_keys.const_data_ptr<int64_t>();
-  // 16 bits an element: eight elements a call of the generator, and p exact to 2⁻¹⁶.
-  const auto threshold = static_cast<uint32_t>(std::lround(p * 65536.0));
-  const float keep = 1.0f / (1.0f - static_cast<float>(threshold) / 65536.0f);
+  const DropoutDraw draw = DropoutDraw::of(p);
   by_dtype(x, [&]<typename scalar_t>() {
     const scalar_t* in = x.const_data_ptr<scalar_t>();
     scalar_t* out = y.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, x.size(0), kRowGrain, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        const Philox random(mix64(static_cast<uint64_t>(key[t]), site));
-        for (int64_t j = 0; j < d; j += 8) {
-          const auto bits =
-              random(static_cast<uint64_t>(j / 8), static_cast<uint64_t>(position[t]));
-          for (int64_t i = j; i < std::min(d, j + 8); ++i) {
-            const auto word = bits[static_cast<size_t>(i - j) / 2];
-            const uint32_t draw = (i - j) % 2 == 0 ? word & 0xFFFFu : word >> 16;
-            const float scale = draw < threshold ? 0.0f : keep;
+        for (int64_t j = 0; j < d; j += DropoutDraw::kGroup) {
+          const RandomBits bits = DropoutDraw::bits(static_cast<uint64_t>(key[t]), site,
+                                                    static_cast<uint64_t>(position[t]),
+                                                    static_cast<uint64_t>(j / DropoutDraw::kGroup));
+          for (int64_t i = j; i < std::min(d, j + DropoutDraw::kGroup); ++i) {
+            const float scale = draw.scale(bits, static_cast<int>(i - j));
             out[t * d + i] = static_cast<float>(in[t * d + i]) * scale;
           }
         }

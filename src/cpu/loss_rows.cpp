@@ -1,13 +1,12 @@
 // loss_rows.cpp: logits, and losses of rows of logits with the gradient written over them.
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include "core/vector_math.h"
+#include "core/loss_math.h"
 #include "cpu/cpu_kernels.h"
 
 namespace safegrad {
@@ -41,18 +40,16 @@ double exponentiate(float* x, int64_t n, float shift) {
 
 double cross_entropy_row(float* x, int64_t n, int64_t target) {
   const float shift = row_max(x, n);
-  const double target_logit = x[target];
+  const float target_logit = x[target];
   const double sum = exponentiate(x, n, shift);
   const float scale = static_cast<float>(1.0 / sum);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) x[i] *= scale;
   x[target] -= 1.0f;
-  return std::log(sum) + shift - target_logit;
+  return cross_entropy_loss(sum, shift, target_logit);
 }
 
-// With d = x_ref - x:  KL = Σ p_ref d - lse_ref + lse. d is taken relative to the difference of the
-// maxima, so that what is summed is small when the two models are close, and a KL near zero keeps
-// its digits.
+// As KlSums, with the maxima known before the sums begin.
 double kl_row(float* x, float* ref, int64_t n) {
   const float shift = row_max(x, n), ref_shift = row_max(ref, n);
   double sum = 0, ref_sum = 0, weighted = 0;
@@ -70,11 +67,10 @@ double kl_row(float* x, float* ref, int64_t n) {
     }
     sum += s, ref_sum += rs, weighted += w;
   }
-  // Scaled after the difference: equal logits give exactly zero, fused multiply-add or not.
   const float ratio = static_cast<float>(ref_sum / sum), scale = static_cast<float>(1.0 / ref_sum);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] = (x[i] * ratio - ref[i]) * scale;
-  return weighted / ref_sum + std::log(sum / ref_sum);
+  for (int64_t i = 0; i < n; ++i) x[i] = kl_gradient(x[i], ref[i], ratio, scale);
+  return kl_loss(sum, ref_sum, weighted);
 }
 
 // Words of the vocabulary whose logits are computed at a time: a block of the output matrix then

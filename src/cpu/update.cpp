@@ -20,7 +20,7 @@ constexpr int64_t kUpdateBlock = 2048;
 double inner_product(const float* a, const float* b, int64_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  for (int64_t i = 0; i < n; ++i) sum += gram_term(a[i], b[i]);
   return sum;
 }
 

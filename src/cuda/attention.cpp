@@ -84,6 +84,10 @@ at::Tensor DeviceKernels::attention(const at::Tensor& qkv, const AttentionShape&
   const int64_t tokens = qkv.size(0);
   saved.clear();
   if (tokens == 0) return at::empty({0, shape.heads * shape.head_dim}, qkv.options());
+  SAFEGRAD_CHECK(shape.head_dim % 8 == 0, UsageError,
+                 "attention on a GPU: the model's head_dim is {}, must be a multiple of 8; use "
+                 "parallel.device: cpu",
+                 shape.head_dim);
   Heads x = split(qkv, shape);
   const KeySpans keys = key_spans(batch);
   if (keys.rows.defined()) {
@@ -91,10 +95,6 @@ at::Tensor DeviceKernels::attention(const at::Tensor& qkv, const AttentionShape&
     x.v = x.v.index_select(0, keys.rows);
   }
   if (qkv.scalar_type() == at::kBFloat16) {
-    SAFEGRAD_CHECK(shape.head_dim % 8 == 0, UsageError,
-                   "attention in bfloat16 on a GPU: head_dim is {}, must be a multiple of 8; use "
-                   "model.dtype: float32",
-                   shape.head_dim);
     auto [out, lse, rng_state, unused, mask] = at::_flash_attention_forward(
         x.q, x.k, x.v, batch.boundaries, keys.boundaries, batch.longest, keys.longest,
         /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false);

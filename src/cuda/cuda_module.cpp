@@ -1,8 +1,6 @@
 // cuda_module.cpp: the one symbol that the program looks up in this library.
 #include "dist/cuda_module.h"
 
-#include <cuda_runtime_api.h>
-
 #include "cuda/cuda_backend.h"
 #include "cuda/nccl_communicator.h"
 
@@ -11,12 +9,6 @@ namespace {
 
 class Module final : public dist::CudaModule {
  public:
-  int visible_devices() const override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-    cudaGetLastError();  // answered; the next call's result shall be its own
-    return 0;
-  }
   std::unique_ptr<Backend> make_backend(int device, bool tf32) const override {
     return make_cuda_backend(device, tf32);
   }

@@ -41,9 +41,12 @@ class Communicator : public ControlPlane {
  public:
   /// Zeros for a shard on every rank. Where all ranks share a machine, `all` is the memory of all
   /// of them: gathering it moves nothing. Its owner may write a shard only while no rank reads it,
-  /// so there is a collective between any rank's last read and the write, and another between the
-  /// write and the next read. Collective.
+  /// so there is a collective between any rank's last read and the write, and finish_shard_writes
+  /// between the write and the next read. Collective.
   virtual ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) = 0;
+  /// Every rank has written its shards: waits for the others where they are seen in place, else
+  /// does nothing.
+  virtual void finish_shard_writes() = 0;
   /// A buffer [numel] for the input of reduce_scatter, uninitialised. Where all ranks share a
   /// machine they read each other's in place: every rank reduces the buffer that it got from the
   /// same call, and waits for reductions in the order in which it started them. Collective.

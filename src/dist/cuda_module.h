@@ -12,9 +12,6 @@ namespace safegrad::dist {
 class CudaModule {
  public:
   virtual ~CudaModule() = default;
-  /// GPUs that this process may use (CUDA_VISIBLE_DEVICES counts). Does not throw: 0 without a
-  /// driver.
-  virtual int visible_devices() const = 0;
   /// Makes `device` this process's GPU. `tf32`: float32 products may round their inputs to TF32.
   /// One a process. Throws RunError with CUDA's text.
   virtual std::unique_ptr<Backend> make_backend(int device, bool tf32) const = 0;
@@ -29,7 +26,8 @@ bool has_cuda_module();
 /// why the system could not load it.
 const CudaModule& load_cuda_module();
 
-/// GPUs that the NVIDIA driver shows to this process, without the module; 0 without a driver.
+/// GPUs that the NVIDIA driver shows to this process (CUDA_VISIBLE_DEVICES counts), without the
+/// module; 0 without a driver.
 int visible_gpus();
 
 }  // namespace safegrad::dist

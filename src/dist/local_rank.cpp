@@ -41,12 +41,16 @@ LocalRank find_local_rank(ControlPlane& control) {
 
 void check_enough_gpus(const ControlPlane& control, const LocalRank& local, int gpus,
                        const char* visible) {
+  const std::string setting = visible ? fmt::format("'{}'", visible) : "not set";
+  SAFEGRAD_CHECK(gpus > 0, InputError,
+                 "parallel.device: cuda, but rank {} on host {} sees no GPU (CUDA_VISIBLE_DEVICES is "
+                 "{}); set it to cpu, or start on a host with a GPU and its driver",
+                 control.rank(), host_name(), setting);
   SAFEGRAD_CHECK(local.ranks <= gpus, InputError,
                  "rank {} of host {}: {} ranks were started on this host but only {} GPUs are "
                  "visible; start at most {} ranks a host, or make more GPUs visible "
                  "(CUDA_VISIBLE_DEVICES is {})",
-                 control.rank(), host_name(), local.ranks, gpus, gpus,
-                 visible ? fmt::format("'{}'", visible) : "not set");
+                 control.rank(), host_name(), local.ranks, gpus, gpus, setting);
 }
 
 }  // namespace safegrad::dist

@@ -178,6 +178,11 @@ class MpiCommunicator : public Communicator {
     return {all.narrow(0, rank() * numel, numel), all};
   }
 
+  // The same list on every rank: shared memory is had by all of them or by none.
+  void finish_shard_writes() override {
+    if (!shared_.empty()) barrier();
+  }
+
   at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override {
     if (!node_) node_ = std::make_unique<NodeReduce>(*this);
     const at::Tensor buffer = node_->allocate(numel, dtype);

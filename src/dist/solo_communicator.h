@@ -19,6 +19,7 @@ class SoloCommunicator : public Communicator {
   void barrier() override {}
 
   ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) override;
+  void finish_shard_writes() override {}
   at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override;
   at::Tensor allocate_gather_output(int64_t numel, at::ScalarType dtype) override;
   std::unique_ptr<Work> all_gather(at::Tensor full, at::Tensor shard) override;

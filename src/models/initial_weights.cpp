@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include <ATen/Parallel.h>
+
 #include "core/random.h"
 
 namespace safegrad::models {
@@ -28,12 +30,14 @@ void RandomWeights::read(const std::string& name, int64_t begin, int64_t end, fl
     std::fill(out, out + (end - begin), 0.0f);
   } else {
     const Philox random(key_of(seed_, name));
-    for (int64_t i = begin; i < end; ++i) {
-      const auto bits = random(static_cast<uint64_t>(i), 0);
-      const float radius = std::sqrt(-2.0f * std::log(1.0f - uniform01(bits[0])));  // Box–Muller
-      const float angle = 2.0f * std::numbers::pi_v<float> * uniform01(bits[1]);
-      out[i - begin] = 0.02f * radius * std::cos(angle);
-    }
+    at::parallel_for(begin, end, 1 << 14, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const auto bits = random(static_cast<uint64_t>(i), 0);
+        const float radius = std::sqrt(-2.0f * std::log(1.0f - uniform01(bits[0])));  // Box–Muller
+        const float angle = 2.0f * std::numbers::pi_v<float> * uniform01(bits[1]);
+        out[i - begin] = 0.02f * radius * std::cos(angle);
+      }
+    });
   }
 }
 

@@ -53,12 +53,13 @@ def srun(ranks: int, port: int) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("launcher", [torchrun, srun])
 def test_cpu_ranks_without_mpi_are_refused_by_one_of_them(job, launcher):
-    codes, outputs, errors = run_ranks(job, launcher(2, free_port()), "check", "config.yaml")
+    codes, outputs, errors = run_ranks(job, launcher(2, free_port()), "check", "config.yaml",
+                                       "--set", "parallel.device=cpu")
 
     assert codes == [1, 1]
     assert outputs == ["", ""]
     assert len(errors) == 1, errors
-    for text in ("config.yaml: parallel.device", "CPU ranks communicate over MPI",
+    for text in ("parallel.device", "CPU ranks communicate over MPI",
                  "mpirun or srun --mpi=pmix"):
         assert text in errors[0]
 

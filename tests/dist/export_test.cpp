@@ -6,7 +6,6 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "cpu/cpu_backend.h"
 #include "dist/rank_main.h"
 #include "dist/tiny_job.h"
 #include "models/hf_export.h"
@@ -48,7 +47,7 @@ class Exports : public ::testing::Test {
   at::Tensor read_again() {
     ModelSection section;
     section.path = folder();
-    const auto model = models::open_model(section, 0, cpu_backend());
+    const auto model = models::open_model(section, 0, backend());
     dist::Mesh mesh(world(), 0);
     dist::Engine engine(*model.decoder, mesh, {});
     engine.load(*model.weights);

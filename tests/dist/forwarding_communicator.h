@@ -20,6 +20,7 @@ class ForwardingCommunicator : public dist::Communicator {
   dist::ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) override {
     return inner_->allocate_shards(numel, dtype);
   }
+  void finish_shard_writes() override { inner_->finish_shard_writes(); }
   at::Tensor allocate_gather_output(int64_t numel, at::ScalarType dtype) override {
     return inner_->allocate_gather_output(numel, dtype);
   }

@@ -153,7 +153,7 @@ std::map<std::string, at::Tensor> gather_gradients(dist::Engine& engine, dist::M
   std::map<std::string, at::Tensor> result;
   for (const dist::ShardedUnit& unit : engine.units()) {
     if (!unit.trains()) continue;
-    const at::Tensor shard = unit.gradient_shard(k);
+    const at::Tensor shard = unit.gradient_shard(k).cpu();
     at::Tensor full = at::empty({shard.numel() * mesh.shards()}, at::kFloat);
     mesh.shard_group().all_gather(full, shard)->wait();
     int64_t offset = 0;

@@ -8,7 +8,6 @@
 #include <gtest/gtest.h>
 
 #include "core/surgery.h"
-#include "cpu/cpu_backend.h"
 #include "dist/mesh.h"
 #include "dist/rank_main.h"
 
@@ -41,7 +40,7 @@ struct GoldRun {
     ModelSection section;
     section.path = gold.folder();
     section.lora = std::move(lora);
-    model = models::open_model(section, 0, cpu_backend());
+    model = models::open_model(section, 0, backend());
     dist::EngineOptions options;
     options.losses = {dist::Loss::cross_entropy, dist::Loss::kl};
     options.keep_reference_head = true;
@@ -59,10 +58,10 @@ struct GoldRun {
         for (const Draw& d : draws) {
           if (d.objective == k) chosen.push_back(d);
         }
-        engine->forward_backward(pack(chosen, objectives, {}), {k}, true, own);
+        engine->forward_backward(upload(pack(chosen, objectives, {}), backend()), {k}, true, own);
       }
     } else {
-      engine->forward_backward(pack(draws, objectives, {}), {0, 1}, true, own);
+      engine->forward_backward(upload(pack(draws, objectives, {}), backend()), {0, 1}, true, own);
     }
     engine->end_step();
     loss.assign(2, 0.0);
@@ -203,7 +202,7 @@ TEST(GoldLogits, EqualTransformers) {
     dist::Mesh mesh(world(), 0);
     ModelSection section;
     section.path = gold.folder();
-    const auto model = models::open_model(section, 0, cpu_backend());
+    const auto model = models::open_model(section, 0, backend());
     dist::Engine engine(*model.decoder, mesh, {});
     engine.load(*model.weights);
     // Every rank runs every sequence, all positions: gathers are collective, batches need not
@@ -211,7 +210,8 @@ TEST(GoldLogits, EqualTransformers) {
     std::vector<ObjectiveData> all = {{&gold.task(), true, {}}, {&gold.align(), true, {}}};
     const at::Tensor h = engine.hidden(pack(gold.draws(0, 1), all, {}));
     at::Tensor logits;
-    engine.with_head([&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()); });
+    engine.with_head(
+        [&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()).cpu(); });
 
     const double worst =
         (logits.to(at::kDouble) - gold.tensor("logits")).abs().max().item<double>();
@@ -225,7 +225,7 @@ TEST(GoldLogits, SmolLM2EqualsTransformers) {
   const SafetensorsFile gold(SAFEGRAD_SOURCE_DIR "/tests/gold/data/smollm2.safetensors");
   ModelSection section;
   section.path = SAFEGRAD_SOURCE_DIR "/models/smollm2-135m-instruct";
-  const auto model = models::open_model(section, 0, cpu_backend());
+  const auto model = models::open_model(section, 0, backend());
   dist::Mesh mesh(world(), 0);
   dist::Engine engine(*model.decoder, mesh, {});
   engine.load(*model.weights);
@@ -243,10 +243,12 @@ TEST(GoldLogits, SmolLM2EqualsTransformers) {
   batch.longest = batch.positions_end = batch.positions.max().item<int64_t>() + 1;
   batch.segments = batch.scored_segments = {0, batch.size()};
   batch.scored = at::arange(batch.size(), at::kLong);
-  const at::Tensor h = engine.hidden(batch);
+  batch.boundaries = offsets.to(at::kInt);
+  const at::Tensor h = engine.hidden(upload(batch, backend()));
   at::Tensor logits;
-  engine.with_head(
-      [&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()).to(at::kDouble); });
+  engine.with_head([&](Parameter& head, Parameter&) {
+    logits = at::mm(h, head.value.t()).to(at::kCPU, at::kDouble);
+  });
 
   const at::Tensor ids = read_tensor(gold.at("vocab_ids")).to(at::kLong);
   const at::Tensor difference =

@@ -1,4 +1,5 @@
-// late_collectives.h: collectives as late as they may be, to find reads and writes that do not wait.
+// late_collectives.h: collectives as late as they may be, to find reads and writes that do not
+// wait.
 #pragma once
 #include <functional>
 #include <limits>

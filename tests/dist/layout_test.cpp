@@ -199,6 +199,47 @@ TEST_F(Layouts, NothingIsReadOrChangedBeforeItsCollectiveIsOver) {
   }
 }
 
+/// Counts the buffers that collectives read and write.
+class CountsBuffers : public SeparateMachines {
+ public:
+  CountsBuffers(std::unique_ptr<dist::Communicator> inner, std::shared_ptr<int64_t> count)
+      : SeparateMachines(std::move(inner)), count_(std::move(count)) {}
+
+  at::Tensor allocate_gather_output(int64_t numel, at::ScalarType dtype) override {
+    ++*count_;
+    return SeparateMachines::allocate_gather_output(numel, dtype);
+  }
+  at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override {
+    ++*count_;
+    return SeparateMachines::allocate_reduce_input(numel, dtype);
+  }
+  std::unique_ptr<dist::Communicator> split(int colour) override {
+    return std::make_unique<CountsBuffers>(inner_->split(colour), count_);
+  }
+
+ private:
+  std::shared_ptr<int64_t> count_;
+};
+
+TEST_F(Layouts, BuffersAreAllocatedInTheFirstStepAndThenLent) {
+  if (all_->size() == 1) GTEST_SKIP() << "one rank needs none";
+  RunConfig c = config("llama3");
+  c.batch.max_tokens_per_rank = 64;
+  write(c);
+  const auto count = std::make_shared<int64_t>(0);
+  TinyJob job(c, std::make_unique<CountsBuffers>(world(), count));
+  job.run(0, 1);
+  const int64_t after_one = *count;
+  job.run(1, 6);
+
+  EXPECT_EQ(*count, after_one);
+  // Blocks: at most two gathered (one in use, one on its way), and two with both gradients (one in
+  // its backward, one in its reductions). Embedding, head and reference head are each of a size of
+  // their own here: at most two buffers of a size more.
+  EXPECT_GE(after_one, 2 + 4);
+  EXPECT_LE(after_one, 2 + 4 + 3 * (1 + 2));
+}
+
 TEST_F(Layouts, LateCollectivesAreLate) {
   if (all_->size() == 1) GTEST_SKIP() << "one rank gathers nothing";
   LateCollectives late(world());

@@ -5,13 +5,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "dist/mpi_communicator.h"
-
 namespace safegrad::testing {
-
-std::unique_ptr<dist::Communicator> world() {
-  return dist::make_mpi_world();
-}
 
 namespace {
 
@@ -31,9 +25,7 @@ class FailurePrinter : public ::testing::EmptyTestEventListener {
 }  // namespace
 }  // namespace safegrad::testing
 
-int main(int argc, char** argv) {
-  safegrad::dist::MpiEnvironment mpi(&argc, &argv);
-  ::testing::InitGoogleTest(&argc, argv);
+int run_tests() {
   const auto world = safegrad::testing::world();
   if (world->rank() != 0) {
     auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
@@ -43,4 +35,17 @@ int main(int argc, char** argv) {
   const uint64_t failed = RUN_ALL_TESTS() != 0;
   const auto all = world->all_gather_words(std::span(&failed, 1));
   return static_cast<int>(*std::max_element(all.begin(), all.end()));
+}
+
+int main(int argc, char** argv) {
+  const std::string cannot = safegrad::testing::start_ranks(&argc, &argv);
+  if (!cannot.empty()) {
+    fmt::print("[  SKIPPED ] every test of this program: {}\n", cannot);
+    safegrad::testing::stop_ranks();
+    return 0;
+  }
+  ::testing::InitGoogleTest(&argc, argv);
+  const int result = run_tests();
+  safegrad::testing::stop_ranks();
+  return result;
 }

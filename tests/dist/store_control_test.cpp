@@ -372,6 +372,18 @@ TEST(LocalRank, MoreRanksThanGpusAreRefusedWithBothNumbers) {
   }
 }
 
+TEST(LocalRank, AHostWithoutGpusIsRefusedByName) {
+  const dist::SoloCommunicator one;
+  try {
+    dist::check_enough_gpus(one, {0, 1}, 0, nullptr);
+    FAIL() << "not refused";
+  } catch (const InputError& e) {
+    const std::string text = e.what();
+    EXPECT_NE(text.find("parallel.device: cuda, but rank 0"), std::string::npos) << text;
+    EXPECT_NE(text.find("sees no GPU (CUDA_VISIBLE_DEVICES is not set)"), std::string::npos) << text;
+  }
+}
+
 TEST(SoloCommunicator, CollectivesOfOneRankAreCopies) {
   dist::SoloCommunicator one;
   const at::Tensor shard = at::arange(5, at::kFloat), full = at::empty({5}, at::kFloat);

@@ -8,7 +8,6 @@
 
 #include "core/random.h"
 #include "core/safetensors.h"
-#include "cpu/cpu_backend.h"
 
 namespace safegrad::testing {
 namespace {
@@ -122,9 +121,10 @@ void write_tiny_data(const RunConfig& config) {
     write_random_token_file(probe.file, 12, vocab, 3, probe.name == "choices");
 }
 
-TinyJob::TinyJob(const RunConfig& run, std::unique_ptr<dist::Communicator> ranks)
+TinyJob::TinyJob(const RunConfig& run, std::unique_ptr<dist::Communicator> ranks,
+                 const Backend& device)
     : config(run),
-      model(models::open_model(config.model, config.train.seed, cpu_backend())),
+      model(models::open_model(config.model, config.train.seed, device)),
       mesh(std::move(ranks), config.parallel.shards) {
   std::vector<std::string> warnings;
   const auto data = dist::open_data(config, *model.decoder, "", warnings);
@@ -156,9 +156,10 @@ at::Tensor logits_of(dist::Engine& engine, const std::vector<int64_t>& text) {
   batch.cu_seqlens = batch.segments = batch.scored_segments = {0, batch.tokens.size(0)};
   batch.longest = batch.positions_end = batch.size();
   engine.begin_step();
-  const at::Tensor h = engine.hidden(batch);
+  batch.boundaries = at::tensor(at::ArrayRef<int64_t>(batch.cu_seqlens), at::kInt);
+  const at::Tensor h = engine.hidden(upload(batch, engine.backend()));
   at::Tensor logits;
-  engine.with_head([&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()); });
+  engine.with_head([&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()).cpu(); });
   engine.release_resident();
   return logits;
 }

@@ -9,6 +9,7 @@
 #include "core/config.h"
 #include "core/metrics.h"
 #include "dist/mesh.h"
+#include "dist/rank_main.h"
 #include "dist/trainer.h"
 #include "models/open_model.h"
 
@@ -50,7 +51,8 @@ at::Tensor logits_of(dist::Engine& engine, const std::vector<int64_t>& text);
 
 /// A trainer with what it needs to live.
 struct TinyJob {
-  TinyJob(const RunConfig& config, std::unique_ptr<dist::Communicator> ranks);
+  TinyJob(const RunConfig& config, std::unique_ptr<dist::Communicator> ranks,
+          const Backend& device = backend());
   /// Runs steps [first, last).
   std::vector<StepRecord> run(int64_t first, int64_t last);
   /// Every exported tensor, flattened together. Collective.

@@ -76,18 +76,18 @@ TEST(SigmoidF32, IsAccurateEverywhereAndSaturatesWithoutNaN) {
 
 struct KnownAnswer {
   uint64_t key, low, high;
-  std::array<uint32_t, 4> bits;
+  RandomBits bits;
 };
 
 // Known-answer vectors published with Random123 (philox4x32, 10 rounds): zeros, ones, digits of π.
 TEST(Philox, GivesThePublishedAnswers) {
   const KnownAnswer answers[] = {
-      {0, 0, 0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-      {~0ull, ~0ull, ~0ull, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+      {0, 0, 0, {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}}},
+      {~0ull, ~0ull, ~0ull, {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}}},
       {0x299f31d0a4093822,
        0x85a308d3243f6a88,
        0x0370734413198a2e,
-       {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}};
+       {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}}};
   for (const KnownAnswer& answer : answers) {
     EXPECT_EQ(Philox(answer.key)(answer.low, answer.high), answer.bits);
   }

@@ -1,0 +1,65 @@
+#include "device.h"
+
+#include <cstdlib>
+
+#include <fmt/format.h>
+
+#include "core/error.h"
+#include "cpu/cpu_backend.h"
+#include "dist/cuda_module.h"
+#include "dist/local_rank.h"
+
+namespace safegrad {
+namespace {
+
+// What this rank would compute on; the others may see something else.
+bool wants_gpu(Device device, std::vector<std::string>& warnings) {
+  if (device != Device::automatic) return device == Device::cuda;
+  const int gpus = dist::visible_gpus();
+  if (gpus > 0 && !dist::has_cuda_module()) {
+    warnings.push_back(fmt::format(
+        "{} GPU(s) are visible, but this build has no GPU part: training on the CPU", gpus));
+  }
+  return gpus > 0 && dist::has_cuda_module();
+}
+
+void check_same_kind(dist::ControlPlane& control, bool gpu) {
+  const uint64_t own = gpu;
+  const auto all = control.all_gather_words(std::span(&own, 1));
+  std::string with, without;
+  for (size_t r = 0; r < all.size(); ++r) {
+    std::string& list = all[r] ? with : without;
+    list += fmt::format("{}{}", list.empty() ? "" : ", ", r);
+  }
+  dist::agree(control, [&] {
+    SAFEGRAD_CHECK(with.empty() || without.empty(), InputError,
+                   "parallel.device: auto: ranks {} see a GPU, ranks {} do not; set cpu, or start "
+                   "the job where every rank has one",
+                   with, without);
+  });
+}
+
+}  // namespace
+
+RunDevice::RunDevice(const ParallelSection& parallel, dist::Launcher& launcher,
+                     std::vector<std::string>& warnings)
+    : launcher_(launcher), backend_(&cpu_backend()) {
+  dist::ControlPlane& control = launcher.control();
+  const bool gpu = wants_gpu(parallel.device, warnings);
+  check_same_kind(control, gpu);
+  const dist::LocalRank local = dist::find_local_rank(control);
+  dist::agree(control, [&] {
+    if (!gpu) return launcher.check_cpu();
+    dist::check_enough_gpus(control, local, dist::visible_gpus(),
+                            std::getenv("CUDA_VISIBLE_DEVICES"));
+    gpu_ = dist::load_cuda_module().make_backend(local.rank, parallel.tf32);
+    backend_ = gpu_.get();
+  });
+}
+
+std::unique_ptr<dist::Communicator> RunDevice::connect() {
+  if (!gpu_) return launcher_.connect_cpu();
+  return dist::load_cuda_module().make_world(launcher_.control().split_control(0), *gpu_);
+}
+
+}  // namespace safegrad
