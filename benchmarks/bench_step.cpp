@@ -202,8 +202,8 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
         "scored positions of the heads; no recomputation) / (median step s x peak_tflops x 1e12)";
     result["peak_tflops"] = o.peak_tflops;
   }
-  if (backend.peak_bytes() > 0)
-    result["peak_device_gib"] = static_cast<double>(backend.peak_bytes()) / (1 << 30);
+  if (!backend.device().is_cpu())
+    result["peak_device_gib"] = static_cast<double>(backend.take_peak_bytes()) / (1 << 30);
   result["peak_rss_gib"] = *std::max_element(rss.begin(), rss.end());
   // Between steps, when the pools are full; shared pages are divided among the ranks.
   result["pss_gib"] = *std::max_element(pss.begin(), pss.end());

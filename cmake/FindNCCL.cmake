@@ -7,8 +7,10 @@
 get_filename_component(site_packages "${LibTorch_ROOT}" DIRECTORY)
 set(places "${site_packages}/nvidia/nccl" "${CUDAToolkit_LIBRARY_ROOT}" "${CUDAToolkit_TARGET_DIR}")
 
-find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${places} PATH_SUFFIXES include)
 find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${places} PATH_SUFFIXES lib lib64)
+# The header beside the library: another one could be of another version.
+get_filename_component(library_folder "${NCCL_LIBRARY}" DIRECTORY)
+find_path(NCCL_INCLUDE_DIR nccl.h HINTS "${library_folder}/../include" "${library_folder}/../../include")
 if(NCCL_INCLUDE_DIR)
   foreach(part MAJOR MINOR PATCH)
     file(STRINGS "${NCCL_INCLUDE_DIR}/nccl.h" line REGEX "^#define NCCL_${part} +[0-9]+")

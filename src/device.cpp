@@ -15,7 +15,7 @@ namespace {
 // What this rank would compute on; the others may see something else.
 bool wants_gpu(Device device, std::vector<std::string>& warnings) {
   if (device != Device::automatic) return device == Device::cuda;
-  const int gpus = dist::visible_gpus();
+  const size_t gpus = dist::visible_gpus().size();
   if (gpus > 0 && !dist::has_cuda_module()) {
     warnings.push_back(fmt::format(
         "{} GPU(s) are visible, but this build has no GPU part: training on the CPU", gpus));
@@ -47,12 +47,15 @@ RunDevice::RunDevice(const ParallelSection& parallel, dist::Launcher& launcher,
   dist::ControlPlane& control = launcher.control();
   const bool gpu = wants_gpu(parallel.device, warnings);
   check_same_kind(control, gpu);
-  const dist::LocalRank local = dist::find_local_rank(control);
+  if (!gpu) {
+    dist::agree(control, [&] { launcher.check_cpu(); });
+    return;
+  }
+  const int index = dist::choose_gpu(control, dist::find_local_rank(control), dist::visible_gpus(),
+                                     std::getenv("CUDA_VISIBLE_DEVICES"));
   dist::agree(control, [&] {
-    if (!gpu) return launcher.check_cpu();
-    dist::check_enough_gpus(control, local, dist::visible_gpus(),
-                            std::getenv("CUDA_VISIBLE_DEVICES"));
-    gpu_ = dist::load_cuda_module().make_backend(local.rank, parallel.tf32);
+    // Before any other use of LibTorch that could ask for a GPU: it looks for its CUDA part once.
+    gpu_ = dist::load_cuda_module().make_backend(index, parallel.tf32);
     backend_ = gpu_.get();
   });
 }

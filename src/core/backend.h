@@ -39,9 +39,10 @@ class Backend {
   /// Floating-point operations per second of a large square product in `dtype`: the best of several
   /// runs, about half a second in all. The denominator of "speed of light" (design §2).
   virtual double measure_gemm_rate(at::ScalarType dtype) const = 0;
-  /// Most device memory that tensors have held at a time since the start, in bytes; 0 where that is
-  /// not counted (on the host).
-  virtual int64_t peak_bytes() const = 0;
+  /// Most device memory that tensors have held at a time since the last call, in bytes; 0 where
+  /// that is not counted (on the host). What a communicator registers with the network is not in
+  /// it.
+  virtual int64_t take_peak_bytes() const = 0;
 };
 
 }  // namespace safegrad

@@ -39,6 +39,9 @@ class Kernels {
  public:
   virtual ~Kernels() = default;
 
+  /// Throws ModelError where these kernels do not take a model of this shape and width.
+  virtual void require(const AttentionShape& shape, int64_t width) const = 0;
+
   /// y [n, d] = x / sqrt(mean(x²) + eps) · weight, row by row; the reciprocal root goes to rstd [n]
   /// f32. x may be strided by row.
   virtual at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
@@ -78,6 +81,10 @@ class Kernels {
                                         const AttentionShape& shape,
                                         const PackedBatch& batch) const = 0;
 
+  /// table [V, D] += g [n, D] at `rows` [n] i64 in [0, V), which may repeat: in order, so with the
+  /// same bits every time.
+  virtual void add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& g) const = 0;
+
   /// Scored positions whose logits exist at a time.
   virtual int64_t head_chunk() const = 0;
   /// [n, V] = h [n, D] Wᵀ, in the type that the row losses below read.
@@ -86,8 +93,8 @@ class Kernels {
   /// onehot(target), the gradient of that sum. targets [n] i64 in [0, V).
   virtual void cross_entropy_rows(at::Tensor& logits, const at::Tensor& targets,
                                   at::Tensor& loss) const = 0;
-  /// loss [1] f64 += Σ rows KL(p_ref ‖ p) = Σ p_ref (log p_ref − log p); logits [n, V] <- p − p_ref,
-  /// the gradient of that sum. reference [n, V] is overwritten.
+  /// loss [1] f64 += Σ rows KL(p_ref ‖ p) = Σ p_ref (log p_ref − log p); logits [n, V] <- p −
+  /// p_ref, the gradient of that sum. reference [n, V] is overwritten.
   virtual void kl_rows(at::Tensor& logits, at::Tensor& reference, at::Tensor& loss) const = 0;
 
   /// gram [K, K] f64 += [g_i·g_j] of K gradients [S] f32; products and sums in float64 in a fixed

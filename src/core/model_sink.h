@@ -21,6 +21,7 @@ class ModelSink {
  public:
   virtual ~ModelSink() = default;
   virtual void begin(const std::vector<ExportEntry>& entries) = 0;
+  /// `value` is on the model's device.
   virtual void put(const std::string& name, const at::Tensor& value) = 0;
   virtual void finish() = 0;
 };

@@ -27,18 +27,15 @@ void Parameter::add(size_t k, const at::Tensor& g) {
   fresh[k] = false;
 }
 
-void Parameter::add_rows(size_t k, const at::Tensor& rows, const at::Tensor& g) {
-  if (rows.numel() == 0) return;
+at::Tensor& Parameter::started(size_t k) {
   if (fresh[k]) grads[k].zero_();
   fresh[k] = false;
-  // Accumulating by index adds repeated rows in order, on a GPU too (index_add_ there does not).
-  grads[k].index_put_({rows}, g, /*accumulate=*/true);
+  return grads[k];
 }
 
 void Parameter::settle() {
   for (size_t k = 0; k < grads.size(); ++k) {
-    if (grads[k].defined() && fresh[k]) grads[k].zero_();
-    fresh[k] = false;
+    if (grads[k].defined()) started(k);
   }
 }
 

@@ -37,8 +37,8 @@ struct Parameter {
   void add_product(size_t k, const at::Tensor& dy, const at::Tensor& x, double scale = 1.0);
   /// grads[k] += g.
   void add(size_t k, const at::Tensor& g);
-  /// grads[k][rows[i]] += g[i] (embedding tables; rows may repeat).
-  void add_rows(size_t k, const at::Tensor& rows, const at::Tensor& g);
+  /// grads[k], zeroed if nothing has been written to it: for what adds in other ways.
+  at::Tensor& started(size_t k);
   /// Zeroes gradients that no token wrote to (an objective without tokens on this rank).
   void settle();
 };

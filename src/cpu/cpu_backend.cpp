@@ -62,7 +62,7 @@ class CpuBackend final : public Backend {
     }
     return 2.0 * kSize * kSize * kSize / best;
   }
-  int64_t peak_bytes() const override { return 0; }
+  int64_t take_peak_bytes() const override { return 0; }
 };
 
 }  // namespace

@@ -8,6 +8,7 @@ namespace safegrad {
 /// are float32; attention runs a sequence at a time.
 class CpuKernels final : public Kernels {
  public:
+  void require(const AttentionShape&, int64_t) const override {}
   at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
                       at::Tensor& rstd) const override;
   void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
@@ -26,6 +27,7 @@ class CpuKernels final : public Kernels {
                                 const at::Tensor& out, const std::vector<at::Tensor>& saved,
                                 const AttentionShape& shape,
                                 const PackedBatch& batch) const override;
+  void add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& g) const override;
   int64_t head_chunk() const override;
   at::Tensor logits(const at::Tensor& h, const at::Tensor& weight) const override;
   void cross_entropy_rows(at::Tensor& logits, const at::Tensor& targets,

@@ -219,6 +219,11 @@ at::Tensor CpuKernels::dropout(const at::Tensor& x, const PackedBatch& batch, do
   return y;
 }
 
+// Not index_put_: on several threads it adds in any order.
+void CpuKernels::add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& g) const {
+  table.index_add_(0, rows, g);
+}
+
 const Kernels& cpu_kernels() {
   static const CpuKernels kernels;
   return kernels;

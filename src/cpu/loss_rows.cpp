@@ -79,7 +79,7 @@ constexpr int64_t kWordBlock = 2048;
 
 // loss[0] += the sum of row(i) over [0, n) in row order, whatever the number of threads.
 template <typename RowLoss>
-void add_rows(int64_t n, at::Tensor& loss, const RowLoss& row) {
+void add_losses(int64_t n, at::Tensor& loss, const RowLoss& row) {
   std::vector<double> losses(static_cast<size_t>(n));
   at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) losses[static_cast<size_t>(i)] = row(i);
@@ -112,7 +112,7 @@ void CpuKernels::cross_entropy_rows(at::Tensor& logits, const at::Tensor& target
   const int64_t width = logits.size(1);
   float* x = logits.data_ptr<float>();
   const int64_t* target = targets.data_ptr<int64_t>();
-  add_rows(logits.size(0), loss,
+  add_losses(logits.size(0), loss,
            [&](int64_t i) { return cross_entropy_row(x + i * width, width, target[i]); });
 }
 
@@ -120,7 +120,7 @@ void CpuKernels::kl_rows(at::Tensor& logits, at::Tensor& reference, at::Tensor& 
   const int64_t width = logits.size(1);
   float* x = logits.data_ptr<float>();
   float* ref = reference.data_ptr<float>();
-  add_rows(logits.size(0), loss,
+  add_losses(logits.size(0), loss,
            [&](int64_t i) { return kl_row(x + i * width, ref + i * width, width); });
 }
 

@@ -1,6 +1,7 @@
 #include "cuda/attention.h"
 
 #include <algorithm>
+#include <array>
 #include <tuple>
 
 #include <ATen/ATen.h>
@@ -13,6 +14,7 @@ namespace {
 // Causal from the lower right corner: a query sees every key up to its own, also where it continues
 // another sequence and has more keys than queries.
 constexpr int64_t kCausalFromBottomRight = 2;
+constexpr int64_t kWidestHead = 256;
 
 struct Heads {
   at::Tensor q, k, v;  // [T, heads, d] views of the packed tensor
@@ -78,16 +80,21 @@ class InFixedOrder {
 
 }  // namespace
 
+void DeviceKernels::require(const AttentionShape& shape, int64_t width) const {
+  CudaKernels::require(shape, width);
+  SAFEGRAD_CHECK(
+      shape.head_dim % 8 == 0 && shape.head_dim <= kWidestHead, ModelError,
+      "the model's head_dim is {}; attention on a GPU takes multiples of 8 up to {}; set "
+      "parallel.device: cpu",
+      shape.head_dim, kWidestHead);
+}
+
 at::Tensor DeviceKernels::attention(const at::Tensor& qkv, const AttentionShape& shape,
                                     const PackedBatch& batch,
                                     std::vector<at::Tensor>& saved) const {
   const int64_t tokens = qkv.size(0);
   saved.clear();
   if (tokens == 0) return at::empty({0, shape.heads * shape.head_dim}, qkv.options());
-  SAFEGRAD_CHECK(shape.head_dim % 8 == 0, UsageError,
-                 "attention on a GPU: the model's head_dim is {}, must be a multiple of 8; use "
-                 "parallel.device: cpu",
-                 shape.head_dim);
   Heads x = split(qkv, shape);
   const KeySpans keys = key_spans(batch);
   if (keys.rows.defined()) {
@@ -120,7 +127,7 @@ at::Tensor DeviceKernels::attention_backward(const at::Tensor& dout, const at::T
   if (tokens == 0) return dqkv;
   const Heads x = split(qkv, shape);
   const Heads dx = split(dqkv, shape);
-  const at::IntArrayRef by_head = {tokens, shape.heads, shape.head_dim};
+  const std::array<int64_t, 3> by_head = {tokens, shape.heads, shape.head_dim};
   const InFixedOrder ordered;
   if (qkv.scalar_type() == at::kBFloat16) {
     const auto [dq, dk, dv] = at::_flash_attention_backward(

@@ -11,6 +11,7 @@ namespace safegrad::cuda {
 class DeviceKernels final : public CudaKernels {
  public:
   using CudaKernels::CudaKernels;
+  void require(const AttentionShape& shape, int64_t width) const override;
   at::Tensor attention(const at::Tensor& qkv, const AttentionShape& shape, const PackedBatch& batch,
                        std::vector<at::Tensor>& saved) const override;
   at::Tensor attention_backward(const at::Tensor& dout, const at::Tensor& qkv,

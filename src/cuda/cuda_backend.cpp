@@ -24,6 +24,9 @@ class CudaBackend final : public Backend {
     at::globalContext().lazyInitDevice(at::kCUDA);
     at::globalContext().setAllowTF32CuBLAS(tf32);
     at::globalContext().setAllowBF16ReductionCuBLAS(false);
+    // Where a kernel is told to keep an order (attention's backward), LibTorch would otherwise also
+    // fill every new tensor with NaN.
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
   }
 
   at::Device device() const override { return device_; }
@@ -58,8 +61,10 @@ class CudaBackend final : public Backend {
     return 2.0 * n * n * n / best;
   }
 
-  int64_t peak_bytes() const override {
-    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device_.index());
+  int64_t take_peak_bytes() const override {
+    namespace allocator = c10::cuda::CUDACachingAllocator;
+    const auto stats = allocator::getDeviceStats(device_.index());
+    allocator::resetPeakStats(device_.index());
     return stats.allocated_bytes[0].peak;  // 0: of all pools together
   }
 

@@ -1,6 +1,7 @@
 // cuda_kernels.cpp: checks tensors and hands their pointers to the launchers of kernels.h.
 #include "cuda/cuda_kernels.h"
 
+#include <algorithm>
 #include <sstream>
 
 #include <ATen/ATen.h>
@@ -157,6 +158,18 @@ at::Tensor CudaKernels::dropout(const at::Tensor& x, const PackedBatch& batch, d
                 batch.positions.const_data_ptr<int64_t>(), site, DropoutDraw::of(p),
                 y.mutable_data_ptr(), x.size(0), x.size(1), stream());
   return y;
+}
+
+void CudaKernels::require(const AttentionShape& shape, int64_t width) const {
+  SAFEGRAD_CHECK(std::max(width, shape.head_dim) <= kWidestNorm, ModelError,
+                 "the model is {} wide; norms on a GPU take at most {}; set parallel.device: cpu",
+                 width, kWidestNorm);
+}
+
+// Not index_add_: on a GPU it adds in any order. Unsafe: the token file's ids were checked, and a
+// check here would wait for the GPU.
+void CudaKernels::add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& g) const {
+  at::_index_put_impl_(table, {rows}, g, /*accumulate=*/true, /*unsafe=*/true);
 }
 
 // 1024 rows of a 128,256-word vocabulary are 263 MB in bf16, and products of that size fill a card.

@@ -19,6 +19,7 @@ class CudaKernels : public Kernels {
   explicit CudaKernels(std::function<CUstream_st*()> current_stream)
       : current_stream_(std::move(current_stream)) {}
 
+  void require(const AttentionShape& shape, int64_t width) const override;
   at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps,
                       at::Tensor& rstd) const override;
   void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
@@ -31,6 +32,7 @@ class CudaKernels : public Kernels {
                        at::Tensor& act) const override;
   at::Tensor dropout(const at::Tensor& x, const PackedBatch& batch, double p,
                      uint64_t site) const override;
+  void add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& g) const override;
   int64_t head_chunk() const override;
   at::Tensor logits(const at::Tensor& h, const at::Tensor& weight) const override;
   void cross_entropy_rows(at::Tensor& logits, const at::Tensor& targets,

@@ -34,7 +34,10 @@ std::vector<double> EventStopwatch::take() {
   std::vector<double> seconds(phases_, 0.0);
   while (marks_.size() > 1) {
     const cudaError_t passed = cudaEventQuery(marks_[1].event);
-    if (passed == cudaErrorNotReady) break;
+    if (passed == cudaErrorNotReady) {
+      cudaGetLastError();  // an answer, no failure: LibTorch would find it at its next launch
+      break;
+    }
     check(passed, "cudaEventQuery");
     float milliseconds = 0;
     check(cudaEventElapsedTime(&milliseconds, marks_[0].event, marks_[1].event),

@@ -58,14 +58,13 @@ struct Links {
   std::unique_ptr<NcclLink> gathers, reductions;
 };
 
-class Nccl final : public NcclCommunicator {
+class Nccl final : public dist::Communicator {
  public:
   Nccl(std::unique_ptr<ControlPlane> control, c10::DeviceIndex device, Links links)
       : control_(std::move(control)), device_(device), links_(std::move(links)) {}
 
   int rank() const override { return control_->rank(); }
   int size() const override { return control_->size(); }
-  int64_t host_waits() const override { return host_waits_; }
 
   ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) override {
     at::Tensor own = allocate(links_.gathers, numel, dtype);
@@ -108,7 +107,6 @@ class Nccl final : public NcclCommunicator {
     count("scalars", (size() - 1) * size_in_bytes(values));
     const int64_t n = values.numel() * size();
     if (n == 0) return {};
-    ++host_waits_;
     const at::Tensor host = links_.reductions ? gather_to_host(values, n) : values.cpu();
     const double* data = host.const_data_ptr<double>();
     return {data, data + n};
@@ -184,13 +182,12 @@ class Nccl final : public NcclCommunicator {
   c10::DeviceIndex device_;
   Links links_;
   at::Tensor scalars_, pinned_;
-  int64_t host_waits_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<NcclCommunicator> make_nccl_world(std::unique_ptr<ControlPlane> control, int device,
-                                                  NcclOptions options) {
+std::unique_ptr<dist::Communicator> make_nccl_world(std::unique_ptr<ControlPlane> control,
+                                                    int device, NcclOptions options) {
   Links links;
   if (control->size() > 1) {
     links.gathers = std::make_unique<NcclLink>(*control, device, options);

@@ -8,18 +8,12 @@
 
 namespace safegrad::cuda {
 
-/// Gathers and reductions run on a stream each, behind what was on the current stream when they
-/// were called. Work::wait() and all_reduce make the current stream wait, not the host. The order
-/// of summation is NCCL's. A single rank uses no NCCL.
-class NcclCommunicator : public dist::Communicator {
- public:
-  /// How often the host has waited for the device here: once for each all_gather_scalars.
-  virtual int64_t host_waits() const = 0;
-};
-
-/// The ranks of `control`, each on its own GPU `device`. Collective. Throws CommError where a rank
-/// has not come by the deadline.
-std::unique_ptr<NcclCommunicator> make_nccl_world(std::unique_ptr<dist::ControlPlane> control,
-                                                  int device, NcclOptions options);
+/// The ranks of `control`, each on its own GPU `device`. Gathers and reductions run on a stream
+/// each, behind what was on the current stream when they were called. Work::wait() and all_reduce
+/// make the current stream wait, not the host; the host waits in all_gather_scalars alone, which
+/// traffic() counts. The order of summation is NCCL's. A single rank uses no NCCL. Collective.
+/// Throws CommError where a rank has not come by the deadline.
+std::unique_ptr<dist::Communicator> make_nccl_world(std::unique_ptr<dist::ControlPlane> control,
+                                                    int device, NcclOptions options);
 
 }  // namespace safegrad::cuda

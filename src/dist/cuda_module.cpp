@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 
 #include "core/error.h"
+#include "core/random.h"
 
 namespace safegrad::dist {
 namespace {
@@ -49,15 +50,28 @@ const CudaModule& load_cuda_module() {
   return module;
 }
 
-int visible_gpus() {
+// Through the driver's own library, which is there wherever a GPU is.
+std::vector<uint64_t> visible_gpus() {
   void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (!driver) return 0;
+  if (!driver) return {};
+  struct Uuid {
+    uint64_t words[2];
+  };
   const auto initialise = reinterpret_cast<int (*)(unsigned)>(dlsym(driver, "cuInit"));
-  const auto count_devices = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDeviceGetCount"));
-  int count = 0;
-  const bool works =
-      initialise && count_devices && initialise(0) == 0 && count_devices(&count) == 0;
-  return works ? count : 0;
+  const auto count = reinterpret_cast<int (*)(int*)>(dlsym(driver, "cuDeviceGetCount"));
+  const auto get = reinterpret_cast<int (*)(int*, int)>(dlsym(driver, "cuDeviceGet"));
+  const auto uuid = reinterpret_cast<int (*)(Uuid*, int)>(dlsym(driver, "cuDeviceGetUuid_v2"));
+  if (!initialise || !count || !get || !uuid || initialise(0) != 0) return {};
+  int gpus = 0;
+  if (count(&gpus) != 0) return {};
+  std::vector<uint64_t> result;
+  for (int i = 0; i < gpus; ++i) {
+    int device = 0;
+    Uuid id{};
+    if (get(&device, i) == 0) uuid(&id, device);
+    result.push_back(mix64(id.words[0], id.words[1]));
+  }
+  return result;
 }
 
 }  // namespace safegrad::dist

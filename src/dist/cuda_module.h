@@ -1,6 +1,8 @@
 // cuda_module.h: the GPU part of the program, a library that is loaded only where a GPU is used.
 #pragma once
+#include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "core/backend.h"
 #include "dist/communicator.h"
@@ -26,8 +28,8 @@ bool has_cuda_module();
 /// why the system could not load it.
 const CudaModule& load_cuda_module();
 
-/// GPUs that the NVIDIA driver shows to this process (CUDA_VISIBLE_DEVICES counts), without the
-/// module; 0 without a driver.
-int visible_gpus();
+/// The GPUs that the NVIDIA driver shows to this process (CUDA_VISIBLE_DEVICES counts), each as a
+/// hash of its UUID; without the module. None without a driver.
+std::vector<uint64_t> visible_gpus();
 
 }  // namespace safegrad::dist

@@ -42,15 +42,17 @@ StoreJob read_job(const Environment& environment, const char* rank, const char* 
 
 std::optional<StoreJob> find_store_job(const Environment& environment) {
   auto is_set = [&](const char* name) { return environment(name) != nullptr; };
-  if (is_set("OMPI_COMM_WORLD_SIZE") || is_set("PMIX_RANK")) return {};
+  if (is_set("OMPI_COMM_WORLD_SIZE") || is_set("PMIX_RANK") || is_set("PMI_RANK")) return {};
+  const bool by_torchrun = is_set("RANK") || is_set("WORLD_SIZE");
+  // Slurm describes the job in the batch script too, where one process runs; the step's size is
+  // only in what srun starts.
+  const bool in_step = is_set("SLURM_PROCID") && is_set("SLURM_STEP_NUM_TASKS");
+  if (!by_torchrun && !in_step) return {};  // MASTER_ADDR alone says nothing about this process
   const auto names = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"};
   std::vector<std::string> present, missing;
   for (const char* name : names) (is_set(name) ? present : missing).push_back(name);
   if (present.empty()) return {};
   if (missing.empty()) return read_job(environment, "RANK", "WORLD_SIZE");
-  // Slurm describes the job in the batch script too, where one process runs; the step's size is
-  // only in what srun starts.
-  const bool in_step = is_set("SLURM_PROCID") && is_set("SLURM_STEP_NUM_TASKS");
   if (in_step && !is_set("RANK") && !is_set("WORLD_SIZE")) {
     if (missing.size() == 2) return read_job(environment, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS");
     missing.erase(missing.begin(), missing.begin() + 2);

@@ -1,5 +1,6 @@
 #include "dist/local_rank.h"
 
+#include <algorithm>
 #include <array>
 #include <fstream>
 #include <string>
@@ -39,18 +40,33 @@ LocalRank find_local_rank(ControlPlane& control) {
   return local;
 }
 
-void check_enough_gpus(const ControlPlane& control, const LocalRank& local, int gpus,
-                       const char* visible) {
+int choose_gpu(ControlPlane& control, const LocalRank& local, const std::vector<uint64_t>& gpus,
+               const char* visible) {
   const std::string setting = visible ? fmt::format("'{}'", visible) : "not set";
-  SAFEGRAD_CHECK(gpus > 0, InputError,
-                 "parallel.device: cuda, but rank {} on host {} sees no GPU (CUDA_VISIBLE_DEVICES is "
-                 "{}); set it to cpu, or start on a host with a GPU and its driver",
-                 control.rank(), host_name(), setting);
-  SAFEGRAD_CHECK(local.ranks <= gpus, InputError,
-                 "rank {} of host {}: {} ranks were started on this host but only {} GPUs are "
-                 "visible; start at most {} ranks a host, or make more GPUs visible "
-                 "(CUDA_VISIBLE_DEVICES is {})",
-                 control.rank(), host_name(), local.ranks, gpus, gpus, setting);
+  const int index = gpus.size() == 1 ? 0 : local.rank;
+  agree(control, [&] {
+    SAFEGRAD_CHECK(
+        !gpus.empty(), InputError,
+        "parallel.device: cuda, but rank {} on host {} sees no GPU (CUDA_VISIBLE_DEVICES "
+        "is {}); set it to auto or cpu, or start on a host with a GPU and its driver",
+        control.rank(), host_name(), setting);
+    SAFEGRAD_CHECK(gpus.size() == 1 || local.ranks <= static_cast<int>(gpus.size()), InputError,
+                   "rank {} of host {}: {} ranks were started on this host but only {} GPUs are "
+                   "visible; start at most {} ranks a host, or make more GPUs visible "
+                   "(CUDA_VISIBLE_DEVICES is {})",
+                   control.rank(), host_name(), local.ranks, gpus.size(), gpus.size(), setting);
+  });
+  const uint64_t own = gpus[static_cast<size_t>(index)];
+  const auto all = control.all_gather_words(std::span(&own, 1));
+  agree(control, [&] {
+    const auto first = std::find(all.begin(), all.end(), own) - all.begin();
+    SAFEGRAD_CHECK(
+        first == control.rank(), InputError,
+        "ranks {} and {} would use the same GPU of host {} (CUDA_VISIBLE_DEVICES is {}); "
+        "start one rank a GPU, or give each rank a GPU of its own",
+        first, control.rank(), host_name(), setting);
+  });
+  return index;
 }
 
 }  // namespace safegrad::dist

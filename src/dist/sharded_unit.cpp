@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include "core/error.h"
 #include "core/random.h"
@@ -158,9 +160,15 @@ uint64_t ShardedUnit::fingerprint() const {
       const uint64_t seed = hash_name(o.parameter->name);
       const at::Tensor slice = values.narrow(0, o.offset, o.end - o.begin).to(at::kCPU, at::kFloat);
       const float* x = slice.const_data_ptr<float>();
-      for (int64_t i = 0; i < o.end - o.begin; ++i) {
-        sum += mix64(seed + static_cast<uint64_t>(o.begin + i), std::bit_cast<uint32_t>(x[i]));
-      }
+      sum += at::parallel_reduce(
+          int64_t{0}, o.end - o.begin, 1 << 16, uint64_t{0},
+          [&](int64_t begin, int64_t end, uint64_t part) {
+            for (int64_t i = begin; i < end; ++i)
+              part +=
+                  mix64(seed + static_cast<uint64_t>(o.begin + i), std::bit_cast<uint32_t>(x[i]));
+            return part;
+          },
+          std::plus<>());
     }
   };
   if (trains()) add(trainable_.group, state_.master);

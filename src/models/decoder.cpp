@@ -35,7 +35,9 @@ void Decoder::embed_backward(const PackedBatch& batch, const at::Tensor& dx) {
   for (size_t k = 0; k < batch.objectives(); ++k) {
     if (!embedding_->wants(k)) continue;
     const int64_t begin = batch.segments[k], length = batch.segments[k + 1] - begin;
-    embedding_->add_rows(k, batch.tokens.narrow(0, begin, length), dx.narrow(0, begin, length));
+    if (length == 0) continue;
+    kernels_.add_rows(embedding_->started(k), batch.tokens.narrow(0, begin, length),
+                      dx.narrow(0, begin, length));
   }
 }
 

@@ -147,6 +147,7 @@ Decoder::Decoder(DecoderConfig config, const TrainableSet& trainable, const Back
       kernels_(backend.kernels()),
       config_(std::move(config)),
       attention_{config_.heads, config_.kv_heads, config_.head_dim} {
+  kernels_.require(attention_, config_.hidden_size);
   std::vector<std::regex> patterns;
   for (const std::string& pattern : trainable.patterns) patterns.emplace_back(pattern);
   const Selector trains = [&](const std::string& name) {

@@ -141,7 +141,7 @@ MISTAKES = {
     "unknown key on the command line": (
         nothing, ["--set", "train.step=1"], ["--set train.step: no such key", "train.steps?"]),
     "device that is not there": (
-        nothing, ["--set", "parallel.device=cuda"], ["parallel.device", "cuda", "auto | cpu"]),
+        nothing, ["--set", "parallel.device=cuda"], ["parallel.device: cuda", "sees no GPU", "auto or cpu"]),
     # the model
     "no model folder": (nothing, ["--set", "model.path=nowhere"], ["model.path", "nowhere"]),
     "no weights": (

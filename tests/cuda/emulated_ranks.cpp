@@ -20,7 +20,7 @@ class EmulatedGpu final : public Backend {
   double measure_gemm_rate(at::ScalarType dtype) const override {
     return cpu_backend().measure_gemm_rate(dtype);
   }
-  int64_t peak_bytes() const override { return 0; }
+  int64_t take_peak_bytes() const override { return 0; }
 };
 
 }  // namespace

@@ -153,9 +153,10 @@ std::map<std::string, at::Tensor> gather_gradients(dist::Engine& engine, dist::M
   std::map<std::string, at::Tensor> result;
   for (const dist::ShardedUnit& unit : engine.units()) {
     if (!unit.trains()) continue;
-    const at::Tensor shard = unit.gradient_shard(k).cpu();
-    at::Tensor full = at::empty({shard.numel() * mesh.shards()}, at::kFloat);
+    const at::Tensor shard = unit.gradient_shard(k);
+    at::Tensor full = at::empty({shard.numel() * mesh.shards()}, shard.options());
     mesh.shard_group().all_gather(full, shard)->wait();
+    full = full.cpu();
     int64_t offset = 0;
     for (const Parameter* p : unit.unit().parameters) {
       if (!p->trainable) continue;

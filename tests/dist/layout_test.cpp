@@ -243,8 +243,9 @@ TEST_F(Layouts, BuffersAreAllocatedInTheFirstStepAndThenLent) {
 TEST_F(Layouts, LateCollectivesAreLate) {
   if (all_->size() == 1) GTEST_SKIP() << "one rank gathers nothing";
   LateCollectives late(world());
-  const at::Tensor shard = at::ones({4});
-  at::Tensor full = at::zeros({4 * late.size()});
+  const auto there = at::TensorOptions().dtype(at::kFloat).device(backend().device());
+  const at::Tensor shard = at::ones({4}, there);
+  at::Tensor full = at::zeros({4 * late.size()}, there);
   const auto work = late.all_gather(full, shard);
   EXPECT_TRUE(full.isnan().all().item<bool>()) << "a read that does not wait would see the result";
   shard.fill_(2);  // a change that does not wait

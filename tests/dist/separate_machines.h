@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include "dist/forwarding_communicator.h"
+#include "dist/rank_main.h"
 
 namespace safegrad::testing {
 
@@ -13,13 +14,18 @@ class SeparateMachines : public ForwardingCommunicator {
  public:
   using ForwardingCommunicator::ForwardingCommunicator;
   dist::ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) override {
-    return {at::zeros({numel}, at::TensorOptions().dtype(dtype)), {}};
+    return {at::zeros({numel}, on_device(dtype)), {}};
   }
   at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override {
-    return at::empty({numel}, dtype);
+    return at::empty({numel}, on_device(dtype));
   }
   std::unique_ptr<dist::Communicator> split(int colour) override {
     return std::make_unique<SeparateMachines>(inner_->split(colour));
+  }
+
+ private:
+  static at::TensorOptions on_device(at::ScalarType dtype) {
+    return at::TensorOptions().dtype(dtype).device(backend().device());
   }
 };
 

@@ -359,29 +359,45 @@ TEST(LocalRank, RanksOfOneMachineAreCountedInOrder) {
   EXPECT_TRUE(failures.empty()) << failures.begin()->second;
 }
 
-TEST(LocalRank, MoreRanksThanGpusAreRefusedWithBothNumbers) {
-  const dist::SoloCommunicator one;
-  EXPECT_NO_THROW(dist::check_enough_gpus(one, {1, 2}, 2, nullptr));
-  try {
-    dist::check_enough_gpus(one, {1, 4}, 2, "0,1");
-    FAIL() << "not refused";
-  } catch (const InputError& e) {
-    const std::string text = e.what();
-    EXPECT_NE(text.find("4 ranks were started on this host but only 2 GPUs"), std::string::npos);
-    EXPECT_NE(text.find("CUDA_VISIBLE_DEVICES is '0,1'"), std::string::npos) << text;
-  }
+// What each rank answers to its GPUs: its index, or the error's text on the rank that has one.
+std::map<int, std::string> choices(const std::vector<std::vector<uint64_t>>& gpus,
+                                   int local_ranks) {
+  std::map<int, std::string> result;
+  std::mutex mutex;
+  const auto size = static_cast<int>(gpus.size());
+  run_ranks(size, size, kLong, [&](ControlPlane& control) {
+    std::string answer;
+    try {
+      const int index = dist::choose_gpu(control, {control.rank() % local_ranks, local_ranks},
+                                         gpus[static_cast<size_t>(control.rank())], "0,1");
+      answer = std::to_string(index);
+    } catch (const dist::JobFailed& e) {
+      answer = e.what();
+    }
+    const std::scoped_lock lock(mutex);
+    result[control.rank()] = answer;
+  });
+  return result;
 }
 
-TEST(LocalRank, AHostWithoutGpusIsRefusedByName) {
-  const dist::SoloCommunicator one;
-  try {
-    dist::check_enough_gpus(one, {0, 1}, 0, nullptr);
-    FAIL() << "not refused";
-  } catch (const InputError& e) {
-    const std::string text = e.what();
-    EXPECT_NE(text.find("parallel.device: cuda, but rank 0"), std::string::npos) << text;
-    EXPECT_NE(text.find("sees no GPU (CUDA_VISIBLE_DEVICES is not set)"), std::string::npos) << text;
-  }
+TEST(ChooseGpu, OfSeveralTheOneOfTheLocalRankAndOfOneThatOne) {
+  using Answers = std::map<int, std::string>;
+  EXPECT_EQ(choices({{11, 12}, {11, 12}, {21, 22}, {21, 22}}, 2),
+            (Answers{{0, "0"}, {1, "1"}, {2, "0"}, {3, "1"}}));
+  EXPECT_EQ(choices({{11}, {12}}, 2), (Answers{{0, "0"}, {1, "0"}}));  // --gpus-per-task=1
+}
+
+TEST(ChooseGpu, TooFewGpusNoneOrTheSameOneIsRefusedByOneRank) {
+  const auto few = choices({{1, 2}, {1, 2}, {1, 2}}, 3);
+  EXPECT_NE(few.at(0).find("3 ranks were started on this host but only 2 GPUs"), std::string::npos);
+  EXPECT_NE(few.at(0).find("CUDA_VISIBLE_DEVICES is '0,1'"), std::string::npos) << few.at(0);
+  EXPECT_EQ(few.at(1) + few.at(2), "");
+  const auto none = choices({{1}, {}}, 2);
+  EXPECT_NE(none.at(1).find("parallel.device: cuda, but rank 1"), std::string::npos) << none.at(1);
+  EXPECT_NE(none.at(1).find("sees no GPU"), std::string::npos);
+  const auto same = choices({{5}, {5}}, 2);
+  EXPECT_NE(same.at(1).find("ranks 0 and 1 would use the same GPU"), std::string::npos)
+      << same.at(1);
 }
 
 TEST(SoloCommunicator, CollectivesOfOneRankAreCopies) {

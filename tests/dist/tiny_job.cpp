@@ -16,7 +16,7 @@ class Collector : public ModelSink {
  public:
   void begin(const std::vector<ExportEntry>&) override {}
   void put(const std::string& name, const at::Tensor& value) override {
-    const at::Tensor flat = value.to(at::kFloat).contiguous();
+    const at::Tensor flat = value.to(at::kCPU, at::kFloat).contiguous();
     tensors[name].assign(flat.const_data_ptr<float>(), flat.const_data_ptr<float>() + flat.numel());
   }
   void finish() override {}

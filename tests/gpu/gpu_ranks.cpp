@@ -23,7 +23,7 @@ Ranks& ranks() {
 
 std::string start_ranks(int* argc, char*** argv) {
   ranks().launcher = dist::make_launcher(argc, argv);
-  const uint64_t gpus = static_cast<uint64_t>(dist::visible_gpus());
+  const uint64_t gpus = dist::visible_gpus().size();
   for (uint64_t seen : ranks().launcher->control().all_gather_words(std::span(&gpus, 1))) {
     if (seen == 0) return "no GPU is visible";
   }

@@ -1,5 +1,6 @@
 #include <limits>
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "models/rotary.h"
@@ -347,6 +348,32 @@ TEST(Dropout, TheSameMaskMultipliesForwardAndBackward) {
   expect_equal(dropout(x, batch, 0.4, 2), dropout(x, batch, 0.4, 2));
   const at::Tensor narrow = dropout(x.to(at::kBFloat16), batch, 0.4, 2);
   expect_equal(narrow.eq(0), m.eq(0));  // the draw is the element type's affair no more
+}
+
+TEST(AddRows, RepeatedRowsOfATableAddUp) {
+  at::Tensor table = at::zeros({4, 3});
+  const at::Tensor g = at::arange(12, at::kFloat).view({4, 3});
+
+  cpu_kernels().add_rows(table, test::indices({2, 0, 2, 2}), g);
+  cpu_kernels().add_rows(table, test::indices({3}), at::ones({1, 3}));
+
+  // Rows 0 + 2 + 3 of g end in row 2, row 1 in row 0.
+  const Values expected = {3, 4, 5, 0, 0, 0, 15, 18, 21, 1, 1, 1};
+  expect_close(table, expected, 0);  // small integers are exact
+}
+
+TEST(AddRows, IsTheSameBitsOnManyThreads) {
+  constexpr int64_t kRows = 3000, kWidth = 64;  // more than one thread's share
+  const at::Tensor rows = at::arange(kRows, at::kLong) % 7, g = random_tensor({kRows, kWidth}, 24);
+  const int before = at::get_num_threads();
+  std::vector<at::Tensor> tables;
+  for (int threads : {1, 4, 4, 4, 4}) {
+    at::set_num_threads(threads);
+    tables.push_back(at::zeros({7, kWidth}));
+    cpu_kernels().add_rows(tables.back(), rows, g);
+  }
+  at::set_num_threads(before);
+  for (const at::Tensor& table : tables) expect_equal(table, tables[0]);
 }
 
 }  // namespace

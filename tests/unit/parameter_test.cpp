@@ -80,7 +80,6 @@ TEST(Parameter, ProductsOfTwoSegmentsAreTheProductOfTheWhole) {
 TEST(Parameter, NoTokensLeaveTheGradientFreshAndSettleMakesItZero) {
   Parameter p = parameter({5, 3});
   p.add_product(0, at::empty({0, 5}), at::empty({0, 3}));
-  p.add_rows(0, at::empty({0}, at::kLong), at::empty({0, 3}));
   p.add(1, at::ones({5, 3}));
   EXPECT_TRUE(p.fresh[0]);
   EXPECT_FALSE(p.fresh[1]);
@@ -104,16 +103,11 @@ TEST(Parameter, AccumulationGoesOnWhenTheBufferIsNotFresh) {
   expect_equal(p.grads[0], at::full({2}, 11.0f));
 }
 
-TEST(Parameter, RepeatedRowsOfATableAddUp) {
-  Parameter p = parameter({4, 3});
-  const at::Tensor g = at::arange(12, at::kFloat).view({4, 3});
-
-  p.add_rows(0, test::indices({2, 0, 2, 2}), g);
-  p.add_rows(0, test::indices({3}), at::ones({1, 3}));
-
-  // Rows 0 + 2 + 3 of g end in row 2, row 1 in row 0.
-  const Values expected = {3, 4, 5, 0, 0, 0, 15, 18, 21, 1, 1, 1};
-  expect_close(p.grads[0], expected, 0);  // small integers are exact
+TEST(Parameter, AStartedGradientIsZeroOnce) {
+  Parameter p = parameter({2});
+  p.started(0).add_(at::ones({2}));
+  p.started(0).add_(at::ones({2}));
+  expect_equal(p.grads[0], at::full({2}, 2.0f));
 }
 
 TEST(Parameter, WantsAGradientOnlyIfTrainableAndLentABuffer) {
