@@ -260,7 +260,7 @@ TEST_P(ConfigRange, ValueOutsideIsRefused) {
   std::string name = key;
   const bool in_list = name.starts_with("optimizer.betas");
   if (in_list) name.resize(name.size() - 3);
-  const std::string text = in_list ? "[" + std::string(value) + ", 0]" : std::string(value);
+  const std::string text = in_list ? fmt::format("[{}, 0]", value) : std::string(value);
 
   const std::string message = error_of(kMinimal, {name + "=" + text});
 

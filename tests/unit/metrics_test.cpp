@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <sys/ioctl.h>
@@ -350,7 +351,7 @@ TEST(ProgressLine, TerminalIsRedrawnInPlaceWithinItsWidth) {
 
   const auto line = [&](const StepRecord& record) {
     const double left = 2.7 * static_cast<double>(50 - record.step);
-    return "\r" + format_progress(record, 50, "kl", left, 49) + "\x1b[K";
+    return fmt::format("\r{}\x1b[K", format_progress(record, 50, "kl", left, 49));
   };
   EXPECT_EQ(printed, line(typical()) + line(next) + "\r\n");  // the terminal turns \n into \r\n
 }
