@@ -12,14 +12,22 @@ struct CommandLine {
   std::string config;                  ///< path of the YAML file
   std::vector<std::string> overrides;  ///< --set a.b=value
   bool quiet = false;                  ///< errors only
+  std::string resume;                  ///< train: "auto" or the folder of a checkpoint
+  bool allow_change = false;           ///< train: resume although the run would be another
 };
 
-/// Trains and writes the run folder. Every rank of the launcher's job calls it. Throws JobFailed
-/// for what the ranks agreed on.
-void train(const CommandLine& line, dist::Launcher& launcher);
+/// Exit code of a run that was asked to stop (SIGTERM, SIGUSR1), has written a checkpoint and can
+/// go on: EX_TEMPFAIL of sysexits.h.
+inline constexpr int kStoppedOnRequest = 75;
+
+// Every rank of the launcher's job calls them. They return the exit code, and throw JobFailed for
+// what the ranks agreed on.
+
+/// Trains and writes the run folder. Returns 0, or kStoppedOnRequest.
+int train(const CommandLine& line, dist::Launcher& launcher);
 /// Checks everything that train would refuse, reads headers only, writes nothing.
-void check(const CommandLine& line, dist::Launcher& launcher);
+int check(const CommandLine& line, dist::Launcher& launcher);
 /// Scores the config's model on its probes and prints one JSON line.
-void evaluate(const CommandLine& line, dist::Launcher& launcher);
+int evaluate(const CommandLine& line, dist::Launcher& launcher);
 
 }  // namespace safegrad

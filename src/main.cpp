@@ -26,7 +26,8 @@ constexpr const char* kIntroduction =
     "  srun --mpi=pmix -n 8 safegrad train my.yaml --set train.seed=1\n\n"
     "A run folder (config key `output`) receives config.yaml, metrics.jsonl and model/, which "
     "transformers loads.\n"
-    "Exit codes: 0 done, 1 a mistake in what was given, 2 a failure while running.";
+    "Exit codes: 0 done, 1 a mistake in what was given, 2 a failure while running, 75 stopped on "
+    "request (SIGTERM, SIGUSR1) with a checkpoint.";
 
 // Large activations are made and freed at every step. Kept in the heap they need no new pages from
 // the kernel each time.
@@ -47,12 +48,25 @@ void add_options(CLI::App& command, CommandLine& line) {
   command.add_flag("-q,--quiet", line.quiet, "print errors only");
 }
 
+void add_resume(CLI::App& train, CommandLine& line) {
+  CLI::Option* resume =
+      train
+          .add_option("--resume", line.resume,
+                      "go on from a checkpoint: its folder, or auto for the newest in the output "
+                      "folder (without any: from the beginning)")
+          ->type_name("auto|FOLDER");
+  train
+      .add_flag("--allow-change", line.allow_change,
+                "go on although the config or the data are not those of the checkpoint")
+      ->needs(resume);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   keep_freed_memory();
   CommandLine line;
-  std::function<void(const CommandLine&, safegrad::dist::Launcher&)> command;
+  std::function<int(const CommandLine&, safegrad::dist::Launcher&)> command;
   CLI::App app(kIntroduction, "safegrad");
   app.set_version_flag("--version", "safegrad " SAFEGRAD_VERSION);
   app.require_subcommand(1);
@@ -60,8 +74,10 @@ int main(int argc, char** argv) {
     CLI::App* sub = app.add_subcommand(name, text);
     add_options(*sub, line);
     sub->callback([&command, function] { command = function; });
+    return sub;
   };
-  add("train", "train as the config says and write the run folder", safegrad::train);
+  add_resume(*add("train", "train as the config says and write the run folder", safegrad::train),
+             line);
   add("check", "check the config, the model's and the data's headers; run nothing",
       safegrad::check);
   add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
@@ -87,8 +103,7 @@ int main(int argc, char** argv) {
     speaker = fmt::format("rank {}: ", rank);
     // Every rank sees the same mistake; one of them tells.
     if (!mistake.empty()) throw safegrad::dist::JobFailed(rank == 0 ? mistake : "", 1);
-    command(line, *launcher);
-    return 0;
+    return command(line, *launcher);
   } catch (const safegrad::dist::JobFailed& e) {
     if (*e.what()) fmt::print(stderr, "error: {}\n", e.what());
     return e.exit_code();

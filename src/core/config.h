@@ -4,6 +4,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -120,6 +121,7 @@ struct ProbeConfig {
 struct CheckpointSection {
   int64_t every_steps = 0;  ///< 0 = off
   int64_t keep_last = 2;    ///< > 0
+  int64_t keep_every = 0;   ///< steps that are multiples of it are kept for ever; 0 = none
 
   bool operator==(const CheckpointSection&) const = default;
 };
@@ -149,5 +151,9 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& o
 
 /// A config as load_config returns it, as YAML that load_config reads back to an equal value.
 std::string to_yaml(const RunConfig& config);
+
+/// Every key that is given, by its dotted name, with its value as to_yaml spells it. A list of
+/// sections counts its elements: probe[0].name.
+std::map<std::string, std::string> config_values(const RunConfig& config);
 
 }  // namespace safegrad

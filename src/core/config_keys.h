@@ -125,6 +125,7 @@ template <class Visitor>
 void describe(Visitor& v, CheckpointSection& checkpoint) {
   v.key("every_steps", checkpoint.every_steps, kNotNegative);
   v.key("keep_last", checkpoint.keep_last, kPositive);
+  v.key("keep_every", checkpoint.keep_every, kNotNegative);
 }
 
 template <class Visitor>

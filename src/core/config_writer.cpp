@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <yaml-cpp/emitter.h>
 #include <yaml-cpp/emittermanip.h>
 #include <yaml-cpp/stlemitter.h>
@@ -25,29 +26,32 @@ std::string decimal(double x) {
   return text;
 }
 
-/// A visitor that writes every key that is given.
-class Writer {
+/// A visitor that spells every key that is given and hands it to `Output`:
+///   text(name, text)  texts(name, texts)  begin(name) ... end()  of a section
+///   begin_list(name)  begin_element(i) ... end()  end_list()
+template <class Output>
+class Speller {
  public:
-  explicit Writer(YAML::Emitter& out) : out_(out) {}
+  explicit Speller(Output& out) : out_(out) {}
 
-  void key(std::string_view name, bool value) { write(name, value ? "true" : "false"); }
+  void key(std::string_view name, bool value) { out_.text(name, value ? "true" : "false"); }
 
   void key(std::string_view name, const std::string& value, Presence) {
-    if (!value.empty()) write(name, value);
+    if (!value.empty()) out_.text(name, value);
   }
 
   template <class Enum>
   requires std::is_enum_v<Enum>
-  void key(std::string_view name, Enum value) { write(name, std::string(name_of(value))); }
+  void key(std::string_view name, Enum value) { out_.text(name, std::string(name_of(value))); }
 
   template <class Integer>
   requires std::is_integral_v<Integer>
   void key(std::string_view name, Integer value, const Range& range) {
     const bool as_word = value == 0 && !range.word_for_zero.empty();
-    write(name, as_word ? std::string(range.word_for_zero) : fmt::format("{}", value));
+    out_.text(name, as_word ? std::string(range.word_for_zero) : fmt::format("{}", value));
   }
 
-  void key(std::string_view name, double value, const Range&) { write(name, decimal(value)); }
+  void key(std::string_view name, double value, const Range&) { out_.text(name, decimal(value)); }
 
   template <class Number>
   void key(std::string_view name, const std::optional<Number>& value, const Range& range) {
@@ -55,11 +59,11 @@ class Writer {
   }
 
   void key(std::string_view name, const std::array<double, 2>& pair, const Range&) {
-    write_list(name, {decimal(pair[0]), decimal(pair[1])});
+    out_.texts(name, {decimal(pair[0]), decimal(pair[1])});
   }
 
   void key(std::string_view name, const std::vector<std::string>& texts) {
-    if (!texts.empty()) write_list(name, texts);
+    if (!texts.empty()) out_.texts(name, texts);
   }
 
   void key(std::string_view name, const std::vector<std::string>& names, Names) {
@@ -68,8 +72,9 @@ class Writer {
 
   template <class Section>
   void section(std::string_view name, Section& value) {
-    out_ << YAML::Key << std::string(name) << YAML::Value;
-    write_section(value);
+    out_.begin(name);
+    describe(*this, value);
+    out_.end();
   }
 
   template <class Section>
@@ -80,37 +85,82 @@ class Writer {
   template <class Section>
   void list(std::string_view name, std::vector<Section>& sections) {
     if (sections.empty()) return;
-    out_ << YAML::Key << std::string(name) << YAML::Value << YAML::BeginSeq;
-    for (Section& section : sections) write_section(section);
-    out_ << YAML::EndSeq;
-  }
-
-  template <class Section>
-  void write_section(Section& section) {
-    out_ << YAML::BeginMap;
-    describe(*this, section);
-    out_ << YAML::EndMap;
+    out_.begin_list(name);
+    for (size_t i = 0; i < sections.size(); ++i) {
+      out_.begin_element(i);
+      describe(*this, sections[i]);
+      out_.end();
+    }
+    out_.end_list();
   }
 
  private:
-  void write(std::string_view name, const std::string& text) {
+  Output& out_;
+};
+
+class YamlOutput {
+ public:
+  explicit YamlOutput(YAML::Emitter& out) : out_(out) {}
+  void text(std::string_view name, const std::string& text) {
     out_ << YAML::Key << std::string(name) << YAML::Value << text;
   }
-
-  void write_list(std::string_view name, const std::vector<std::string>& texts) {
+  void texts(std::string_view name, const std::vector<std::string>& texts) {
     out_ << YAML::Key << std::string(name) << YAML::Value << YAML::Flow << texts;
   }
+  void begin(std::string_view name) {
+    out_ << YAML::Key << std::string(name) << YAML::Value << YAML::BeginMap;
+  }
+  void begin_list(std::string_view name) {
+    out_ << YAML::Key << std::string(name) << YAML::Value << YAML::BeginSeq;
+  }
+  void begin_element(size_t) { out_ << YAML::BeginMap; }
+  void end() { out_ << YAML::EndMap; }
+  void end_list() { out_ << YAML::EndSeq; }
 
+ private:
   YAML::Emitter& out_;
+};
+
+class FlatOutput {
+ public:
+  void text(std::string_view name, const std::string& text) { values[path(name)] = text; }
+  void texts(std::string_view name, const std::vector<std::string>& texts) {
+    values[path(name)] = fmt::format("[{}]", fmt::join(texts, ", "));
+  }
+  void begin(std::string_view name) { prefixes_.push_back(path(name) + "."); }
+  void begin_list(std::string_view name) { prefixes_.push_back(path(name)); }
+  void begin_element(size_t i) { prefixes_.push_back(fmt::format("{}[{}].", prefixes_.back(), i)); }
+  void end() { prefixes_.pop_back(); }
+  void end_list() { prefixes_.pop_back(); }
+
+  std::map<std::string, std::string> values;
+
+ private:
+  std::string path(std::string_view name) const {
+    return fmt::format("{}{}", prefixes_.empty() ? "" : prefixes_.back(), name);
+  }
+  std::vector<std::string> prefixes_;
 };
 
 }  // namespace
 
 std::string to_yaml(const RunConfig& config) {
   RunConfig copy = config;  // describe() serves readers too, so it takes members it could change
-  YAML::Emitter out;
-  Writer(out).write_section(copy);
-  return std::string(out.c_str()) + "\n";
+  YAML::Emitter emitter;
+  YamlOutput out(emitter);
+  Speller speller(out);
+  emitter << YAML::BeginMap;
+  describe(speller, copy);
+  emitter << YAML::EndMap;
+  return std::string(emitter.c_str()) + "\n";
+}
+
+std::map<std::string, std::string> config_values(const RunConfig& config) {
+  RunConfig copy = config;
+  FlatOutput out;
+  Speller speller(out);
+  describe(speller, copy);
+  return out.values;
 }
 
 }  // namespace safegrad

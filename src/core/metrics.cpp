@@ -41,6 +41,7 @@ std::string to_json_line(const StepRecord& record) {
   put("seconds", record.seconds);
   put("tokens_per_s", record.tokens_per_s);
   put("speed_of_light", record.speed_of_light);
+  put_if("checkpoint_seconds", record.checkpoint_seconds);
   put("skipped", record.skipped);
   put_map("probe", record.probe);
   put_map("phase_seconds", record.phase_seconds);

@@ -28,7 +28,9 @@ struct StepRecord {
   double seconds = 0;
   double tokens_per_s = 0;
   double speed_of_light = 0;  ///< share of the shortest time for the necessary matrix products
-  bool skipped = false;       ///< a scalar was NaN or infinite: no rank stepped
+  /// Time that training stood still for a checkpoint after this step, on rank 0.
+  std::optional<double> checkpoint_seconds;
+  bool skipped = false;                         ///< a scalar was NaN or infinite: no rank stepped
   std::map<std::string, double> phase_seconds;  ///< slowest rank
   std::map<std::string, std::map<std::string, double>>
       probe;  ///< name -> class or measure -> value

@@ -135,9 +135,9 @@ std::string format_progress(const StepRecord& record, int64_t total_steps,
   if (room >= kMinBar) {
     const double share =
         static_cast<double>(record.step) / static_cast<double>(std::max<int64_t>(1, total_steps));
-    line += " " + bar(share, room);
+    line.append(" ").append(bar(share, room));
   }
-  for (const Field& field : fields) line += "  " + field.text;
+  for (const Field& field : fields) line.append("  ").append(field.text);
   return width > 0 ? cut(line, width) : line;
 }
 
@@ -157,7 +157,8 @@ void ProgressLine::show(const StepRecord& record) {
   if (terminal_) {
     // One column stays free: a line that fills the row makes some terminals wrap before the \r.
     const int width = std::max(1, terminal_width(stream_) - 1);
-    draw("\r" + format_progress(record, total_steps_, align_label_, left, width) + "\x1b[K");
+    draw(fmt::format("\r{}\x1b[K",
+                     format_progress(record, total_steps_, align_label_, left, width)));
     line_open_ = true;
     return;
   }

@@ -6,6 +6,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <fmt/ranges.h>
 
 #include "core/error.h"
 #include "core/random.h"
@@ -30,7 +31,7 @@ uint64_t hash_name(const std::string& name) {
 }  // namespace
 
 FlatGroup::FlatGroup(std::vector<Parameter*> parameters, int rank, int ranks)
-    : parameters_(std::move(parameters)), ranks_(ranks) {
+    : parameters_(std::move(parameters)), rank_(rank), ranks_(ranks) {
   for (const Parameter* p : parameters_) {
     offsets_.push_back(used_);
     used_ += p->numel();
@@ -47,6 +48,11 @@ FlatGroup::FlatGroup(std::vector<Parameter*> parameters, int rank, int ranks)
     overlaps_.push_back(
         {parameters_[i], begin - offsets_[i], end - offsets_[i], begin - shard_begin});
   }
+}
+
+std::pair<int64_t, int64_t> FlatGroup::held() const {
+  const int64_t begin = std::min(rank_ * shard_numel_, used_);
+  return {begin, std::min(begin + shard_numel_, used_)};
 }
 
 void FlatGroup::view_values(const at::Tensor& full) const {
@@ -148,9 +154,27 @@ void ShardedUnit::load(const WeightSource& weights) {
   };
   if (trains()) {
     read(trainable_.group, state_.master);
-    if (!state_.compute.is_same(state_.master)) state_.compute.copy_(state_.master);
+    follow_master();
   }
   if (!frozen_.group.empty()) read(frozen_.group, frozen_.memory.own);
+}
+
+ShardedUnit::State ShardedUnit::state() const {
+  const auto [begin, end] = trainable_.group.held();
+  auto held = [n = end - begin](const at::Tensor& t) { return t.narrow(0, 0, n); };
+  return {
+      begin, end, trainable_.group.used(), {held(state_.master), held(state_.m), held(state_.v)}};
+}
+
+std::string ShardedUnit::trained() const {
+  std::string text;
+  for (const Parameter* p : trainable_.group.parameters())
+    text += fmt::format("{}{} [{}]", text.empty() ? "" : ", ", p->name, fmt::join(p->shape, ", "));
+  return text;
+}
+
+void ShardedUnit::follow_master() {
+  if (trains() && !state_.compute.is_same(state_.master)) state_.compute.copy_(state_.master);
 }
 
 uint64_t ShardedUnit::fingerprint() const {

@@ -1,7 +1,10 @@
 // sharded_unit.h: one unit of parameters, 1/R of it on each rank (ZeRO-3, arXiv:1910.02054), with a
 // gradient per objective.
 #pragma once
+#include <array>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -37,6 +40,9 @@ class FlatGroup {
   bool empty() const { return parameters_.empty(); }
   int64_t numel() const { return shard_numel_ * ranks_; }  ///< P, padded
   int64_t shard_numel() const { return shard_numel_; }     ///< S
+  int64_t used() const { return used_; }                   ///< P without the padding
+  /// Elements [begin, end) of the unpadded buffer that this rank holds; may be empty.
+  std::pair<int64_t, int64_t> held() const;
   const std::vector<Parameter*>& parameters() const { return parameters_; }
 
   /// Points every parameter's value (or gradient k) at its place in `full`; undefined tensors take
@@ -50,7 +56,7 @@ class FlatGroup {
   std::vector<int64_t> offsets_;
   std::vector<Overlap> overlaps_;
   int64_t used_ = 0, shard_numel_ = 0;
-  int ranks_;
+  int rank_, ranks_;
 };
 
 /// A unit's life in a step: start_gather → finish_gather → (layers read) → release, and around its
@@ -69,6 +75,18 @@ class ShardedUnit {
   /// Order-independent hash of this rank's part of the weights; summed over a shard group it does
   /// not depend on the sharding.
   uint64_t fingerprint() const;
+
+  /// The trainable elements [begin, end) of this rank, out of `numel` in the whole unit (no padding
+  /// counts), with master, m and v of them: views [end - begin] f32 of what the optimizer updates.
+  struct State {
+    int64_t begin, end, numel;
+    std::array<at::Tensor, 3> tensors;
+  };
+  State state() const;
+  /// The trainable parameters in the order of those elements, with their shapes.
+  std::string trained() const;
+  /// The compute copy follows the master weights, after state() was written to from outside.
+  void follow_master();
 
   /// One all-gather of the trainable and one of the frozen part (if present and sharded). No-op
   /// while gathered.

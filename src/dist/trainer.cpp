@@ -114,10 +114,10 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
       rule_{config.objective.rule, config.objective.rho, config.objective.cagrad_c},
       gram_(engine_.objectives()) {
   engine_.load(weights);
-  const uint64_t fingerprint = engine_.fingerprint();
+  start_fingerprint_ = engine_.fingerprint();
   auto reference = [&](const ObjectiveData& objective) {
     references_.push_back(std::make_shared<const ReferenceCache>(
-        engine_, mesh_, objective, fingerprint, config_.batch.max_tokens_per_rank,
+        engine_, mesh_, objective, start_fingerprint_, config_.batch.max_tokens_per_rank,
         config_.output + "/reference"));
     return references_.back();
   };
@@ -148,14 +148,14 @@ void Trainer::measure_speed_of_light() {
   for (double rate : all_gather_doubles(mesh_.world(), std::span(&own_rate, 1))) gemm_rate_ += rate;
 }
 
-StepRecord Trainer::step(int64_t index) {
+StepRecord Trainer::step(int64_t index, const Notice& own) {
   const auto start = std::chrono::steady_clock::now();
   engine_.clock().take();
   const StepPlan plan = planner_.plan(index);
   const std::vector<double> tokens = scored_tokens(plan);
 
   const PassSums sums = accumulate(plan, index);
-  const Totals totals = reduce(sums);
+  const Totals totals = reduce(sums, own);
   engine_.clock().enter(Phase::surgery);
   to_means(gram_, tokens);
   for (Gram& unit : unit_grams_) to_means(unit, tokens);
@@ -210,12 +210,14 @@ PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<
 
 // The step's only exchange of scalars, and the only time that the host waits for a GPU: every
 // rank's values, summed in rank order, so that all ranks hold the same bits. Inner products are
-// summed over the ranks of one replica (replicas hold the same shards), losses over all ranks.
-Trainer::Totals Trainer::reduce(const PassSums& sums) {
+// summed over the ranks of one replica (replicas hold the same shards), losses over all ranks. The
+// notices travel along, so that a request to one rank is everybody's at the same step.
+Trainer::Totals Trainer::reduce(const PassSums& sums, const Notice& own) {
   engine_.clock().enter(Phase::surgery);
   const at::Tensor unit_grams = engine_.inner_products();
-  const at::Tensor flops = engine_.backend().upload(at::full({1}, sums.flops, at::kDouble));
-  std::vector<at::Tensor> parts = {sums.loss, flops, unit_grams.sum(0).flatten()};
+  const at::Tensor host = engine_.backend().upload(
+      at::tensor({sums.flops, own.stop ? 1.0 : 0.0, own.writing ? 1.0 : 0.0}, at::kDouble));
+  std::vector<at::Tensor> parts = {sums.loss, host, unit_grams.sum(0).flatten()};
   if (config_.objective.gram_per_unit) parts.push_back(unit_grams.flatten());
   const at::Tensor values = at::cat(parts);
 
@@ -223,24 +225,26 @@ Trainer::Totals Trainer::reduce(const PassSums& sums) {
   const std::vector<double> all = mesh_.world().all_gather_scalars(values);
   engine_.clock().enter(Phase::surgery);
   const auto n = static_cast<size_t>(values.numel()), k = gram_.size, per_gram = k * k;
+  const size_t grams = k + 3;  // before them: losses, flops and the notice
   std::vector<double> sum(n, 0.0);
   for (int r = 0; r < mesh_.world().size(); ++r) {
     for (size_t i = 0; i < n; ++i) {
-      if (i <= k || r < mesh_.shards()) sum[i] += all[static_cast<size_t>(r) * n + i];
+      if (i < grams || r < mesh_.shards()) sum[i] += all[static_cast<size_t>(r) * n + i];
     }
   }
   Totals totals;
   totals.loss.assign(sum.begin(), sum.begin() + static_cast<std::ptrdiff_t>(k));
   totals.flops = sum[k];
+  notice_ = {sum[k + 1] > 0, sum[k + 2] > 0};
   totals.finite = std::all_of(sum.begin(), sum.end(), [](double v) { return std::isfinite(v); });
-  auto next_gram = [&, next = k + 1]() mutable {
+  auto next_gram = [&, next = grams]() mutable {
     Gram gram(k);
     for (double& value : gram.values) value = sum[next++];
     return gram;
   };
   gram_ = next_gram();
   unit_grams_.clear();
-  for (size_t left = n - (k + 1) - per_gram; left > 0; left -= per_gram)
+  for (size_t left = n - grams - per_gram; left > 0; left -= per_gram)
     unit_grams_.push_back(next_gram());
   return totals;
 }

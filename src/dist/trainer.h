@@ -29,6 +29,12 @@ struct RunData {
 RunData open_data(const RunConfig& config, const CausalLM& model,
                   const std::string& tokenizer_sha256, std::vector<std::string>& warnings);
 
+/// What ranks tell each other along with a step's scalars; what one says holds for all.
+struct Notice {
+  bool stop = false;     ///< somebody asked this rank to stop
+  bool writing = false;  ///< it is still writing a checkpoint
+};
+
 /// Trains `model` as `config` says. All ranks construct it and call the same functions. Memory:
 /// shards of master weights, moments and one gradient per objective, plus the engine's buffers.
 class Trainer {
@@ -44,7 +50,9 @@ class Trainer {
   int64_t total_steps() const { return total_steps_; }
   /// One optimizer step (design §2); `index` counts from 0. One reduction of scalars decides
   /// everything on every rank.
-  StepRecord step(int64_t index);
+  StepRecord step(int64_t index, const Notice& own = {});
+  /// The notices of all ranks, joined, as they stood in the last step.
+  const Notice& notice() const { return notice_; }
   /// Runs the probes due after `finished` steps (all of them at the end); name -> measures.
   /// Collective.
   std::map<std::string, std::map<std::string, double>> run_probes(int64_t finished);
@@ -52,6 +60,12 @@ class Trainer {
   void export_model(bool merged, ModelSink* sink);
 
   Engine& engine() { return engine_; }
+  /// Content hash of the model that training started from.
+  uint64_t start_fingerprint() const { return start_fingerprint_; }
+  /// Steps that were not skipped: AdamW's t. With the units' state, all that a step leaves to the
+  /// next: samples and dropout follow from the step's number.
+  int64_t updates() const { return updates_; }
+  void set_updates(int64_t updates) { updates_ = updates; }
   double gemm_rate() const { return gemm_rate_; }  ///< FLOP/s of all ranks together
   const Gram& last_gram() const { return gram_; }  ///< of mean gradients
   const std::vector<double>& last_coefficients() const {
@@ -60,7 +74,7 @@ class Trainer {
 
  private:
   struct Totals;
-  Totals reduce(const PassSums& sums);
+  Totals reduce(const PassSums& sums, const Notice& own);
   PassSums accumulate(const StepPlan& plan, int64_t index);
   PackedBatch pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
                        int64_t index) const;
@@ -81,7 +95,9 @@ class Trainer {
   Planner planner_;
   RuleOptions rule_;
   double gemm_rate_ = 0;  // all ranks together
-  int64_t updates_ = 0;   // steps that were not skipped: AdamW's t
+  int64_t updates_ = 0;
+  uint64_t start_fingerprint_ = 0;
+  Notice notice_;
   Gram gram_;
   std::vector<Gram> unit_grams_;  // gram_per_unit
   std::vector<double> coefficients_;

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,26 @@ def test_ranks_that_do_not_find_each_other_write_nothing(job, slurm):
 
     assert code != 0
     assert not (job / "out").exists()
+
+
+def test_a_warning_signal_ends_the_job_with_a_checkpoint_and_its_exit_code(job, slurm):
+    arguments = ["config.yaml", "--set", "train.steps=800", "--set", "probe=null"]
+    waiting = subprocess.Popen(
+        ["sbatch", "--wait", "--parsable", "--ntasks-per-node=2", "--cpus-per-task=1",
+         "--output=job.log", ROOT / "launch/slurm.sbatch", *arguments],
+        cwd=job, env=slurm, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    number = waiting.stdout.readline().split(";")[0].strip()
+    deadline = time.monotonic() + SECONDS
+    while not (job / "out/metrics.jsonl").exists():
+        assert time.monotonic() < deadline, (job / "job.log").read_text()
+        time.sleep(0.1)
+    # What --signal=USR1@SECONDS does ahead of the time limit: the signal goes to the job's steps.
+    subprocess.run(["scancel", "--signal=USR1", number], env=slurm, check=True)
+    waiting.communicate(timeout=SECONDS)
+
+    log = (job / "job.log").read_text()
+    assert waiting.returncode == 75, log
+    assert "stopped on request after step " in log
+    code, log = submit(job, slurm, *arguments, "--resume", "auto")
+    assert code == 0, log
+    assert "resumes after step " in log

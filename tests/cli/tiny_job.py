@@ -63,16 +63,21 @@ def write_tokens(folder: Path, name: str, content: list[Sequence], classes=()) -
     write_token_file(folder / f"{name}.safetensors", content, tokenizer, "", classes=classes)
 
 
-@pytest.fixture
-def job(tmp_path) -> Path:
-    """A folder with a model, its data and a config that trains, and what an earlier run left."""
-    model = tmp_path / "model"
+def write_job(folder: Path) -> None:
+    """A model, its data and a config that trains."""
+    model = folder / "model"
     model.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copyfile(MODEL / name, model / name)
     (model / "tokenizer.json").write_text("{}")
-    write_tokens(tmp_path, "task", sequences(12, seed=1))
-    write_tokens(tmp_path, "align", sequences(8, seed=2))
-    write_tokens(tmp_path, "choice", choices(5), classes=["first", "second"])
-    (tmp_path / "config.yaml").write_text(CONFIG)
+    write_tokens(folder, "task", sequences(12, seed=1))
+    write_tokens(folder, "align", sequences(8, seed=2))
+    write_tokens(folder, "choice", choices(5), classes=["first", "second"])
+    (folder / "config.yaml").write_text(CONFIG)
+
+
+@pytest.fixture
+def job(tmp_path) -> Path:
+    """A folder with a model, its data and a config that trains."""
+    write_job(tmp_path)
     return tmp_path

@@ -289,6 +289,7 @@ INSTANTIATE_TEST_SUITE_P(
         OutOfRange{"parallel.shards", "0", ">= 1 or all"},
         OutOfRange{"parallel.shards", "-2", ">= 1 or all"},
         OutOfRange{"checkpoint.every_steps", "-1", ">= 0"},
+        OutOfRange{"checkpoint.keep_every", "-1", ">= 0"},
         OutOfRange{"checkpoint.keep_last", "0", "> 0"}),
     [](const testing::TestParamInfo<OutOfRange>& info) {
       std::string name = std::string(info.param.key) + "_" + std::to_string(info.index);

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <limits>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -61,6 +62,7 @@ probe:
 checkpoint:
   every_steps: 100
   keep_last: 5
+  keep_every: 1000
 output: runs/full
 )";
 
@@ -110,7 +112,27 @@ TEST_F(ConfigTest, EveryKeyReachesItsMember) {
   EXPECT_EQ(config.probe[1], (ProbeConfig{"utility-2", "utility.safetensors", 0}));
   EXPECT_EQ(config.checkpoint.every_steps, 100);
   EXPECT_EQ(config.checkpoint.keep_last, 5);
+  EXPECT_EQ(config.checkpoint.keep_every, 1000);
   EXPECT_EQ(config.output, "runs/full");
+}
+
+TEST_F(ConfigTest, EveryKeyThatIsGivenHasAValueByItsDottedName) {
+  const std::map<std::string, std::string> values = config_values(load(kFull));
+
+  for (const auto& [key, value] :
+       std::map<std::string, std::string>{{"model.lora.targets", "[q_proj, down_proj]"},
+                                          {"objective.rule", "cagrad"},
+                                          {"optimizer.betas", "[0.8, 0.95]"},
+                                          {"train.seed", "18446744073709551615"},
+                                          {"probe[0].every_steps", "25"},
+                                          {"probe[1].name", "utility-2"},
+                                          {"checkpoint.keep_every", "1000"},
+                                          {"output", "runs/full"}}) {
+    ASSERT_TRUE(values.contains(key)) << key;
+    EXPECT_EQ(values.at(key), value) << key;
+  }
+  EXPECT_FALSE(values.contains("train.epochs")) << "steps are given instead";
+  EXPECT_FALSE(values.contains("model.trainable"));
 }
 
 TEST_F(ConfigTest, KeysThatAreNotGivenKeepTheirDefaults) {

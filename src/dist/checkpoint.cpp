@@ -1,0 +1,270 @@
+#include "dist/checkpoint.h"
+
+#include <algorithm>
+#include <array>
+#include <deque>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <system_error>
+
+#include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "core/json.h"
+#include "core/safetensors.h"
+#include "core/sha256.h"
+
+namespace safegrad::dist {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kTensors[] = {"master", "m", "v"};
+constexpr int64_t kMostElements = int64_t{1} << 48;
+
+/// What the metadata of a shard says about a unit.
+struct Held {
+  int64_t begin, end, numel;
+  std::string trained;
+};
+
+std::string to_json(const Held& held) {
+  return nlohmann::ordered_json{
+      {"begin", held.begin}, {"end", held.end}, {"numel", held.numel}, {"trained", held.trained}}
+      .dump();
+}
+
+Held parse_held(const std::string& text, const std::string& where) {
+  const nlohmann::json parsed = parse_json(text, where);
+  const JsonObject json(parsed, where);
+  Held held;
+  held.numel = json.integer("numel", 1, kMostElements);
+  held.end = json.integer("end", 0, held.numel);
+  held.begin = json.integer("begin", 0, held.end);
+  held.trained = json.string("trained");
+  return held;
+}
+
+/// 64 hexadecimal digits as 4 words, which ranks can exchange.
+std::vector<uint64_t> to_words(const std::string& digest) {
+  std::vector<uint64_t> words(4, 0);
+  for (size_t i = 0; i < 4 && digest.size() == 64; ++i)
+    words[i] = std::stoull(digest.substr(16 * i, 16), nullptr, 16);
+  return words;
+}
+
+}  // namespace
+
+/// A unit's state on this rank as it was at the step boundary.
+struct CheckpointWriter::Copy {
+  std::string name;
+  Held held;
+  std::array<std::vector<float>, 3> tensors;
+};
+
+CheckpointWriter::CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string folder,
+                                   const CheckpointSection& keep, Manifest facts)
+    : trainer_(trainer),
+      mesh_(mesh),
+      folder_(std::move(folder)),
+      keep_(keep),
+      manifest_(std::move(facts)) {
+  manifest_.ranks = mesh_.world().size();
+  manifest_.shards = mesh_.shards();
+  agree(mesh_.world(), [&] {
+    if (mesh_.world().rank() == 0) remove_unfinished(folder_);
+  });
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  broken_off_ = true;
+  if (thread_.joinable()) thread_.join();
+}
+
+void CheckpointWriter::run(std::function<void()> work) {
+  busy_ = true;
+  thread_ = std::thread([this, work = std::move(work)] {
+    try {
+      work();
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+    busy_ = false;
+  });
+}
+
+// Replicas hold the same shards: the first one writes.
+void CheckpointWriter::start(int64_t step) {
+  finish();
+  manifest_.step = step;
+  manifest_.updates = trainer_.updates();
+  phase_ = Phase::writing;
+  digest_.clear();
+  if (mesh_.world().rank() >= mesh_.shards()) return;
+  std::vector<ShardedUnit>& units = trainer_.engine().units();
+  copies_.resize(units.size());
+  for (size_t u = 0; u < units.size(); ++u) {
+    if (!units[u].trains()) continue;
+    const ShardedUnit::State state = units[u].state();
+    Copy& copy = copies_[u];
+    copy.name = units[u].unit().name;
+    copy.held = {state.begin, state.end, state.numel, units[u].trained()};
+    for (size_t t = 0; t < state.tensors.size(); ++t) {
+      std::vector<float>& values = copy.tensors[t];
+      values.resize(static_cast<size_t>(state.end - state.begin));
+      at::from_blob(values.data(), {state.end - state.begin}, at::kFloat).copy_(state.tensors[t]);
+    }
+  }
+  run([this] { write_shard(); });
+}
+
+void CheckpointWriter::write_shard() {
+  const std::string folder = folder_ + "/" + checkpoint_name(manifest_.step) + ".tmp";
+  std::error_code failed;
+  fs::create_directories(folder, failed);
+  SAFEGRAD_CHECK(!failed, RunError, "{}: cannot be made: {}", folder, failed.message());
+
+  const std::string path = folder + "/" + shard_name(mesh_.shard_group().rank(), manifest_.shards);
+  std::vector<SafetensorsWriter::Entry> entries;
+  std::map<std::string, std::string> metadata;
+  for (const Copy& copy : copies_) {
+    if (copy.name.empty()) continue;  // a frozen unit
+    metadata[copy.name] = to_json(copy.held);
+    for (const char* tensor : kTensors) {
+      entries.push_back({copy.name + "." + tensor, Dtype::f32, {copy.held.end - copy.held.begin}});
+    }
+  }
+  SafetensorsWriter writer(path, entries, metadata);
+  constexpr size_t kPiece = size_t{1} << 24;  // floats between two looks at broken_off_
+  for (const Copy& copy : copies_) {
+    for (const std::vector<float>& values : copy.tensors) {
+      for (size_t i = 0; i < values.size(); i += kPiece) {
+        SAFEGRAD_CHECK(!broken_off_, RunError, "{}: broken off", path);
+        writer.append(
+            std::as_bytes(std::span(values).subspan(i, std::min(kPiece, values.size() - i))));
+      }
+    }
+  }
+  writer.finish();
+  digest_ = sha256_of_file(path);
+}
+
+void CheckpointWriter::advance() {
+  if (!open()) return;
+  if (thread_.joinable()) thread_.join();
+  Communicator& world = mesh_.world();
+  const Phase over = std::exchange(phase_, Phase::idle);
+  agree(world, [&] {
+    if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  });
+  if (over == Phase::sealing) return;
+
+  phase_ = Phase::sealing;
+  const std::vector<uint64_t> words = world.all_gather_words(to_words(digest_));
+  if (world.rank() != 0) return;
+  std::vector<std::string> digests;
+  for (size_t i = 0; i < static_cast<size_t>(mesh_.shards()); ++i) {
+    digests.push_back(fmt::format("{:016x}{:016x}{:016x}{:016x}", words[4 * i], words[4 * i + 1],
+                                  words[4 * i + 2], words[4 * i + 3]));
+  }
+  run([this, digests = std::move(digests)] {
+    seal_checkpoint(folder_, manifest_, digests);
+    prune_checkpoints(folder_, manifest_.step, keep_);
+  });
+}
+
+void CheckpointWriter::finish() {
+  while (open()) advance();
+}
+
+namespace {
+
+/// The shards of a checkpoint, mapped, and who holds what of each unit.
+class SavedState {
+ public:
+  SavedState(const std::string& folder, const Manifest& manifest) : folder_(folder) {
+    for (int64_t i = 0; i < manifest.shards; ++i) {
+      const SafetensorsFile& file =
+          files_.emplace_back(folder + "/" + shard_name(i, manifest.shards));
+      for (const auto& [unit, text] : file.metadata())
+        units_[unit].emplace_back(parse_held(text, file.path() + ": " + printable(unit)), &file);
+    }
+  }
+
+  /// Throws InputError unless the shards hold exactly the elements of the unit, each once.
+  void check(const std::string& unit, const Held& wanted) const {
+    const auto found = units_.find(unit);
+    SAFEGRAD_CHECK(found != units_.end(), InputError, "{}: holds no state of {}", folder_, unit);
+    int64_t next = 0;  // shards are in order
+    for (const auto& [held, file] : found->second) {
+      SAFEGRAD_CHECK(held.trained == wanted.trained && held.numel == wanted.numel, InputError,
+                     "{}: {} trains {} ({} elements) there, and {} ({} elements) here; the state "
+                     "of one is no state of the other",
+                     file->path(), unit, printable(held.trained), held.numel,
+                     printable(wanted.trained), wanted.numel);
+      SAFEGRAD_CHECK(held.begin == next, InputError,
+                     "{}: {} begins at element {}, {} are in the shards before it", file->path(),
+                     unit, held.begin, next);
+      next = held.end;
+    }
+    SAFEGRAD_CHECK(next == wanted.numel, InputError, "{}: has {} of the {} elements of {}", folder_,
+                   next, wanted.numel, unit);
+  }
+
+  /// out <- elements [begin, end) of one tensor of a checked unit.
+  void read(const std::string& unit, const char* tensor, int64_t begin, int64_t end,
+            float* out) const {
+    for (const auto& [held, file] : units_.at(unit)) {
+      const int64_t from = std::max(begin, held.begin), to = std::min(end, held.end);
+      const TensorView& view = file->at(unit + "." + tensor);
+      SAFEGRAD_CHECK(view.dtype == Dtype::f32 && view.numel() == held.end - held.begin, InputError,
+                     "{}: {}.{} has {} elements of {}, its metadata says {} of F32", file->path(),
+                     unit, tensor, view.numel(), name_of(view.dtype), held.end - held.begin);
+      if (from < to) read_as_float(view, from - held.begin, to - held.begin, out + (from - begin));
+    }
+  }
+
+  size_t units() const { return units_.size(); }
+
+ private:
+  std::string folder_;
+  std::deque<SafetensorsFile> files_;  // pointers to them stay good
+  std::map<std::string, std::vector<std::pair<Held, const SafetensorsFile*>>> units_;
+};
+
+}  // namespace
+
+void restore_checkpoint(Trainer& trainer, Mesh& mesh, const std::string& folder,
+                        const Manifest& manifest) {
+  std::vector<ShardedUnit>& units = trainer.engine().units();
+  mesh.world().barrier();  // shards may be others' memory too: nobody still reads them
+  agree(mesh.world(), [&] {
+    const SavedState saved(folder, manifest);
+    size_t training = 0;
+    for (const ShardedUnit& unit : units) {
+      if (!unit.trains()) continue;
+      ++training;
+      const ShardedUnit::State state = unit.state();
+      saved.check(unit.unit().name, {0, 0, state.numel, unit.trained()});
+    }
+    SAFEGRAD_CHECK(saved.units() == training, InputError,
+                   "{}: holds the state of {} units, {} train here", folder, saved.units(),
+                   training);
+    for (ShardedUnit& unit : units) {
+      if (!unit.trains()) continue;
+      ShardedUnit::State state = unit.state();
+      at::Tensor host = at::empty({state.end - state.begin}, at::kFloat);
+      for (size_t t = 0; t < state.tensors.size(); ++t) {
+        saved.read(unit.unit().name, kTensors[t], state.begin, state.end, host.data_ptr<float>());
+        state.tensors[t].copy_(host);
+      }
+      unit.follow_master();
+    }
+    trainer.set_updates(manifest.updates);
+  });
+  mesh.shard_group().finish_shard_writes();
+}
+
+}  // namespace safegrad::dist

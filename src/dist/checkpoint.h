@@ -1,0 +1,75 @@
+// checkpoint.h: saves what a training step changes while training goes on, and takes it up again on
+// any layout.
+//
+// One file for each rank of the first replica, with tensors NAME.master, NAME.m, NAME.v (f32, flat)
+// for every unit that trains: elements [begin, end) of the unit's trainable parameters laid end to
+// end, without padding. The metadata under the unit's name says which. Frozen weights come from
+// where training started. Samples and dropout follow from the step's number.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dist/checkpoint_files.h"
+#include "dist/trainer.h"
+
+namespace safegrad::dist {
+
+/// Writes the checkpoints of a run. All ranks construct it and call the same functions at the same
+/// step boundaries. One checkpoint is under way at a time:
+///   start    copies this rank's shards to host memory (training stands still); a thread writes
+///            them and syncs the file
+///   advance  once no rank is still writing: the first time, rank 0's thread seals the checkpoint
+///            and prunes old ones; the second time it is over
+/// Threads touch files and plain memory only. Host memory: 12 bytes a trainable element of the
+/// shard, kept from one checkpoint to the next.
+class CheckpointWriter {
+ public:
+  /// `facts`: config, inputs and versions for the manifest. Removes what crashes left half-written.
+  /// Collective.
+  CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string folder, const CheckpointSection& keep,
+                   Manifest facts);
+  ~CheckpointWriter();  ///< breaks off what is under way
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  /// Begins the checkpoint after `step` finished steps; finishes the one before it first.
+  /// Collective; JobFailed.
+  void start(int64_t step);
+  bool open() const { return phase_ != Phase::idle; }  ///< the same on every rank
+  bool writing() const { return busy_; }               ///< this rank's thread is at work
+  /// The next phase. Waits for this rank's thread. Collective; where a disk refused on any rank,
+  /// JobFailed with its file and the system's text on all.
+  void advance();
+  void finish();  ///< advances until nothing is open
+
+ private:
+  enum class Phase { idle, writing, sealing };
+  struct Copy;
+  void run(std::function<void()> work);
+  void write_shard();
+
+  Trainer& trainer_;
+  Mesh& mesh_;
+  std::string folder_;
+  CheckpointSection keep_;
+  Manifest manifest_;
+  std::vector<Copy> copies_;
+  std::string digest_;
+  Phase phase_ = Phase::idle;
+  std::atomic<bool> busy_{false}, broken_off_{false};
+  std::exception_ptr failure_;
+  std::thread thread_;
+};
+
+/// Replaces the trainer's weights and moments by those of the verified checkpoint in `folder`,
+/// reading the ranges that this rank holds. Collective. JobFailed: a unit is missing, has other
+/// parameters, or its shards leave a gap.
+void restore_checkpoint(Trainer& trainer, Mesh& mesh, const std::string& folder,
+                        const Manifest& manifest);
+
+}  // namespace safegrad::dist

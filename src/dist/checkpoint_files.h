@@ -1,0 +1,66 @@
+// checkpoint_files.h: what a checkpoint is on disk: a folder that is complete or not there.
+//
+//   output/checkpoints/latest                       name of the newest folder; written last
+//   output/checkpoints/step-000100/
+//     shard-00000-of-00004.safetensors ...          see checkpoint.h
+//     manifest.json                                 what the shards belong to
+//     SHA256SUMS                                    of all the others, for `sha256sum -c`
+//   output/checkpoints/step-000200.tmp/             being written, or left by a crash
+#pragma once
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/config.h"
+
+namespace safegrad::dist {
+
+/// What a checkpoint says about itself besides weights and moments. Texts are compared on resume.
+struct Manifest {
+  int64_t step = 0;                           ///< finished steps; the data position follows from it
+  int64_t updates = 0;                        ///< steps that were not skipped: AdamW's t
+  int64_t ranks = 0, shards = 0;              ///< the layout that wrote it; `shards` files
+  std::map<std::string, std::string> config;  ///< config_values() of the resolved config
+  std::map<std::string, std::string> inputs;  ///< fingerprints of model and data, by what they are
+  std::map<std::string, std::string> versions;
+};
+
+std::string to_json(const Manifest& manifest);
+/// Throws InputError that begins with `where`: not JSON, a key missing, mistyped or out of range.
+Manifest parse_manifest(const std::string& text, const std::string& where);
+
+std::string checkpoint_name(int64_t step);              ///< "step-000100"
+std::string shard_name(int64_t index, int64_t shards);  ///< "shard-00000-of-00004.safetensors"
+
+/// Steps of the complete checkpoints in `folder` (output/checkpoints), ascending; empty if there is
+/// no such folder.
+std::vector<int64_t> list_checkpoints(const std::string& folder);
+/// Removes what crashes left half-written in `folder`. Throws RunError.
+void remove_unfinished(const std::string& folder);
+
+/// The checkpoint folder that `--resume auto` means: what `latest` names, else, with a warning, the
+/// newest complete one; nothing where there is none.
+std::optional<std::string> find_latest(const std::string& folder,
+                                       std::vector<std::string>& warnings);
+
+/// Reads manifest and checksums of a checkpoint folder and verifies the manifest's; then those of
+/// the shards `part`, `part + parts`, ... So ranks share the work. Throws InputError: the file that
+/// is missing or damaged, and which older checkpoint is left.
+Manifest verify_checkpoint(const std::string& folder, int64_t part, int64_t parts);
+
+/// Turns `folder`/step-N.tmp, in which all shards are, into `folder`/step-N: manifest, checksums
+/// (digests[i] of shard i), rename, `latest`; each on the disk before the next. Throws RunError.
+void seal_checkpoint(const std::string& folder, const Manifest& manifest,
+                     const std::vector<std::string>& digests);
+/// Removes checkpoints of `folder` older than the `keep_last` newest, but not the multiples of
+/// keep_every; and those after `step`, which a run that was resumed further back has left behind.
+void prune_checkpoints(const std::string& folder, int64_t step, const CheckpointSection& keep);
+
+/// One line per difference between what a checkpoint was written by and the run that would go on
+/// from it, in what `now` knows of. Keys that change where and how, but not what is computed, may
+/// differ.
+std::vector<std::string> differences(const Manifest& saved, const Manifest& now);
+
+}  // namespace safegrad::dist

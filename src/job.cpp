@@ -1,0 +1,131 @@
+#include "job.h"
+
+#include <filesystem>
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include "core/error.h"
+#include "core/pack.h"
+#include "cpu/cpu_backend.h"
+
+namespace safegrad {
+namespace {
+
+void check_data_given(const RunConfig& config, Purpose purpose) {
+  if (purpose != Purpose::evaluate) {
+    SAFEGRAD_CHECK(!config.data.task.empty(), ConfigError,
+                   "data.task is missing: train needs a token file");
+  } else {
+    SAFEGRAD_CHECK(!config.probe.empty(), ConfigError,
+                   "probe is missing: evaluate needs at least one token file");
+  }
+}
+
+// The folder that would be written must be writable; it is made only when training starts.
+void check_output(const std::string& output) {
+  namespace fs = std::filesystem;
+  fs::path existing = fs::absolute(output);
+  while (!fs::exists(existing)) existing = existing.parent_path();
+  SAFEGRAD_CHECK(fs::is_directory(existing), InputError,
+                 "output: {} is in the way of {}: it is not a folder", existing.string(), output);
+  SAFEGRAD_CHECK(access(existing.c_str(), W_OK | X_OK) == 0, InputError,
+                 "output: {} cannot be written; choose another folder with --set output=FOLDER",
+                 existing.string());
+}
+
+// What is written must not take the place of what was read, and must be what was trained.
+void check_export(const RunConfig& config, const models::OpenedModel& model) {
+  namespace fs = std::filesystem;
+  for (const std::string& source : {config.model.path, model.base_folder}) {
+    for (const std::string& target : {config.output, config.output + "/model"}) {
+      SAFEGRAD_CHECK(source.empty() || fs::weakly_canonical(source) != fs::weakly_canonical(target),
+                     ConfigError,
+                     "output: {} would be written to, and training starts from it; choose another "
+                     "folder",
+                     target);
+    }
+  }
+  SAFEGRAD_CHECK(!model.from_adapter || !config.model.lora || config.model.lora->merge, ConfigError,
+                 "model.path: {} is a PEFT adapter; a new adapter would be written for its base "
+                 "model, without it; set model.lora.merge to true",
+                 config.model.path);
+}
+
+// A sequence that fits in no micro-batch would stop the run only after its folder has been begun.
+void check_lengths(const RunConfig& config, const dist::RunData& data) {
+  const int64_t most = config.batch.max_tokens_per_rank;
+  auto check_length = [&](const TokenFile& file, const char* what, int64_t i, int64_t length) {
+    SAFEGRAD_CHECK(length <= most, ConfigError,
+                   "batch.max_tokens_per_rank: got {}, but {} {} of {} has {} tokens; raise it, or "
+                   "prepare the file "
+                   "with a smaller --max-length",
+                   most, what, i, file.path(), length);
+  };
+  auto check_file = [&](const TokenFile& file) {
+    for (int64_t i = 0; i < file.size(); ++i) check_length(file, "sequence", i, file.length(i));
+    if (!file.has_choices()) return;
+    const auto lengths = group_lengths(file);
+    for (size_t g = 0; g < lengths.size(); ++g) {
+      check_length(file, "choice group", static_cast<int64_t>(g), lengths[g]);
+    }
+  };
+  if (data.task) check_file(*data.task);
+  if (data.align) check_file(*data.align);
+  for (const auto& probe : data.probes) check_file(*probe);
+}
+
+// Mistakes in the config name its file.
+template <typename Body>
+void in_file(const std::string& file, const Body& body) {
+  try {
+    body();
+  } catch (const ConfigError& e) {
+    throw ConfigError(fmt::format("{}: {}", file, e.what()));
+  }
+}
+
+// `check` reads headers alone, and does so on the host for a GPU's config: it runs where no GPU is.
+const Backend& open_device(Job& job, dist::Launcher& launcher, Purpose purpose) {
+  const ParallelSection& parallel = job.config.parallel;
+  if (purpose == Purpose::check && parallel.device == Device::cuda) return cpu_backend();
+  job.device = std::make_unique<RunDevice>(parallel, launcher, job.warnings);
+  return job.device->backend();
+}
+
+}  // namespace
+
+Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose) {
+  Job job;
+  dist::ControlPlane& control = launcher.control();
+  dist::agree(control, [&] {
+    job.config = load_config(line.config, line.overrides);
+    in_file(line.config, [&] { check_data_given(job.config, purpose); });
+  });
+  const Backend& backend = open_device(job, launcher, purpose);
+  dist::agree(control, [&] {
+    in_file(line.config, [&] {
+      job.model = models::open_model(job.config.model, job.config.train.seed, backend);
+    });
+    dist::Mesh::check(control.size(), job.config.parallel.shards);
+    if (purpose == Purpose::evaluate) {
+      job.config.data = {};
+      job.config.batch.align_sequences = 0;
+    }
+    job.data =
+        dist::open_data(job.config, *job.model.decoder, job.model.tokenizer_sha256, job.warnings);
+    in_file(line.config, [&] { check_lengths(job.config, job.data); });
+    if (purpose == Purpose::evaluate) return;
+    check_output(job.config.output);
+    in_file(line.config, [&] { check_export(job.config, job.model); });
+  });
+  return job;
+}
+
+void print_warnings(const std::vector<std::string>& warnings, const CommandLine& line,
+                    const dist::ControlPlane& world) {
+  if (world.rank() != 0 || line.quiet) return;
+  for (const std::string& warning : warnings) fmt::print(stderr, "warning: {}\n", warning);
+}
+
+}  // namespace safegrad

@@ -1,0 +1,86 @@
+#include "resume.h"
+
+#include <filesystem>
+#include <fstream>
+#include <span>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "core/files.h"
+
+namespace safegrad {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string choose_folder(std::string resume, const std::string& own,
+                          std::vector<std::string>& warnings) {
+  while (resume.size() > 1 && resume.back() == '/') resume.pop_back();  // as shells complete it
+  const std::vector<int64_t> steps = dist::list_checkpoints(own);
+  if (resume.empty()) {
+    SAFEGRAD_CHECK(steps.empty(), InputError,
+                   "{} has checkpoints, the newest after step {}: --resume auto goes on from it; a "
+                   "new run takes another folder, --set output=FOLDER",
+                   own, steps.back());
+    return "";
+  }
+  if (resume == "auto") return dist::find_latest(own, warnings).value_or("");
+  SAFEGRAD_CHECK(fs::is_directory(resume), InputError,
+                 "--resume {}: there is no such folder; allowed: auto, or the folder of a "
+                 "checkpoint such as {}/step-000100",
+                 resume, own);
+  // Steps of two runs side by side in one folder could not be told apart later.
+  const fs::path parent = fs::weakly_canonical(resume).parent_path();
+  SAFEGRAD_CHECK(steps.empty() || parent == fs::weakly_canonical(own), InputError,
+                 "--resume {}: {} has checkpoints of its own; to go on from another run's take "
+                 "another folder, --set output=FOLDER",
+                 resume, own);
+  return resume;
+}
+
+}  // namespace
+
+StartPoint find_start(const std::string& resume, const std::string& output,
+                      dist::ControlPlane& world, std::vector<std::string>& warnings) {
+  StartPoint start;
+  dist::agree(world, [&] {
+    if (world.rank() == 0) start.folder = choose_folder(resume, output + "/checkpoints", warnings);
+  });
+  start.folder = world.broadcast(start.folder, 0);
+  if (!start.resumes()) return start;
+  dist::agree(world, [&] {
+    start.saved = dist::verify_checkpoint(start.folder, world.rank(), world.size());
+  });
+  return start;
+}
+
+void check_unchanged(const StartPoint& start, const dist::Manifest& now, bool allow_change,
+                     std::vector<std::string>& warnings) {
+  const std::vector<std::string> lines = dist::differences(start.saved, now);
+  SAFEGRAD_CHECK(lines.empty() || allow_change, InputError,
+                 "{} is of another run: {}; set them back, or give --allow-change to go on with "
+                 "what is given now",
+                 start.folder, fmt::join(lines, "; "));
+  for (const std::string& line : lines)
+    warnings.push_back(fmt::format("changed since {}: {}", start.folder, line));
+}
+
+void cut_metrics(const std::string& path, int64_t step) {
+  if (!fs::exists(path)) return;
+  std::ifstream lines(path, std::ios::binary);
+  AtomicFile kept(path);
+  for (std::string line; std::getline(lines, line);) {
+    // A crash may have cut a line short: then it is one of those that will be measured again.
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
+    if (json["step"].get<int64_t>() > step) continue;
+    kept.write(std::as_bytes(std::span(line)));
+    kept.write(std::as_bytes(std::span("\n", 1)));
+  }
+  kept.commit();
+}
+
+}  // namespace safegrad

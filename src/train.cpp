@@ -1,0 +1,268 @@
+// train.cpp: the train command: a run from its first line to its model.
+#include <chrono>
+#include <filesystem>
+#include <system_error>
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+
+#include "core/error.h"
+#include "core/files.h"
+#include "core/json.h"
+#include "core/metrics.h"
+#include "core/sha256.h"
+#include "dist/checkpoint.h"
+#include "job.h"
+#include "models/hf_export.h"
+#include "resume.h"
+#include "stop_signal.h"
+
+namespace safegrad {
+namespace {
+
+void make_output_folder(const std::string& output) {
+  std::error_code failed;
+  std::filesystem::create_directories(output, failed);
+  SAFEGRAD_CHECK(!failed, InputError,
+                 "output: {} cannot be made: {}; choose another folder with --set output=FOLDER",
+                 output, failed.message());
+}
+
+void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh) {
+  const RunConfig& c = job.config;
+  int64_t all = 0, trained = 0;
+  for (const Unit& unit : job.model.decoder->units()) {
+    for (const Parameter* p : unit.parameters) {
+      all += p->numel();
+      if (p->trainable) trained += p->numel();
+    }
+  }
+  const std::string what =
+      c.model.lora ? fmt::format("LoRA r{}", c.model.lora->rank) : "full fine-tuning";
+  const std::string layout = mesh.shards() == 1     ? "data parallel"
+                             : mesh.replicas() == 1 ? "fully sharded"
+                                                    : fmt::format("{} replicas x {} shards",
+                                                                  mesh.replicas(), mesh.shards());
+  const Backend& backend = job.device->backend();
+  fmt::print("safegrad {} · {}, {} ({:.2f} M of {:.0f} M trained) · {} ranks, {}, {}, {}\n",
+             SAFEGRAD_VERSION, job.model.name, what, trained / 1e6, all / 1e6, mesh.world().size(),
+             backend.device().is_cpu() ? "mpi" : "nccl", backend.name(), layout);
+  auto describe = [](const char* label, const TokenFile& file) {
+    std::string sources;
+    if (file.has_sources() && file.sources().size() > 1) {
+      std::vector<int64_t> counts(file.sources().size(), 0);
+      for (int64_t i = 0; i < file.size(); ++i) ++counts[static_cast<size_t>(file.source(i))];
+      for (size_t s = 0; s < counts.size(); ++s) {
+        sources +=
+            fmt::format(", {:.1f} % {}",
+                        100.0 * static_cast<double>(counts[s]) / static_cast<double>(file.size()),
+                        file.sources()[s]);
+      }
+    }
+    fmt::print("{:<7}{} sequences, {} tokens ({} scored){}\n", label, file.size(),
+               file.total_tokens(), file.total_scored(), sources);
+  };
+  describe("task", *job.data.task);
+  if (job.data.align) describe("align", *job.data.align);
+  fmt::print("{} steps of {} + {} sequences · speed of light {:.0f} GFLOP/s over all ranks\n",
+             trainer.total_steps(), c.batch.task_sequences, c.batch.align_sequences,
+             trainer.gemm_rate() / 1e9);
+  std::fflush(stdout);
+}
+
+std::string align_label(const RunConfig& config) {
+  return config.objective.align_loss == AlignLoss::kl ? "kl" : "sft";
+}
+
+std::string version_comments(const dist::ControlPlane& world, const Backend& backend) {
+  return fmt::format("# safegrad {}, LibTorch {}, {} ranks, {} threads a rank, {}\n",
+                     SAFEGRAD_VERSION, SAFEGRAD_LIBTORCH_VERSION, world.size(),
+                     at::get_num_threads(), backend.name());
+}
+
+struct Summary {
+  StepRecord first, last;
+  int64_t steps = 0, conflicts = 0, skipped = 0;
+  double seconds = 0;
+
+  void add(const StepRecord& record) {
+    if (steps++ == 0) first = record;
+    last = record;
+    conflicts += record.conflict;
+    skipped += record.skipped;
+    seconds += record.seconds;
+  }
+};
+
+void print_summary(const Summary& s, const Job& job) {
+  if (s.steps == 0) {
+    fmt::print("no step was left · model in {}/model\n", job.config.output);
+    return;
+  }
+  std::string align;
+  if (s.last.loss_align) {
+    align =
+        fmt::format(" · {} {:.3f} → {:.3f} · conflicts in {} of {} steps", align_label(job.config),
+                    *s.first.loss_align, *s.last.loss_align, s.conflicts, s.steps);
+  }
+  if (s.skipped > 0) align += fmt::format(" · {} steps skipped (not finite)", s.skipped);
+  fmt::print("done in {} · task {:.3f} → {:.3f}{} · model in {}/model\n",
+             format_duration(s.seconds), s.first.loss_task, s.last.loss_task, align,
+             job.config.output);
+  for (const auto& [name, measures] : s.last.probe) {
+    std::string text;
+    for (const auto& [measure, value] : measures)
+      text += fmt::format("  {} {:.3f}", measure, value);
+    fmt::print("probe {}:{}\n", name, text);
+  }
+}
+
+std::unique_ptr<models::HfExport> make_export(const Job& job) {
+  const RunConfig& c = job.config;
+  const bool adapter = c.model.lora && !c.model.lora->merge;
+  return std::make_unique<models::HfExport>(
+      models::ExportTarget{c.output + "/model", job.model.base_folder, c.model.config,
+                           c.model.dtype, adapter ? c.model.lora : std::nullopt});
+}
+
+constexpr const char* kWeights = "model weights";
+
+std::string checkpoint_folder(const RunConfig& config) {
+  return config.output + "/checkpoints";
+}
+
+// What a checkpoint of this run says about it. The weights' fingerprint follows when they are read.
+dist::Manifest describe_run(const Job& job) {
+  dist::Manifest facts;
+  facts.config = config_values(job.config);
+  facts.versions = {{"safegrad", SAFEGRAD_VERSION}, {"LibTorch", SAFEGRAD_LIBTORCH_VERSION}};
+  const std::string& base = job.model.base_folder;
+  facts.inputs["model config.json"] =
+      sha256_of_file(base.empty() ? job.config.model.config : base + "/config.json");
+  auto add = [&](const char* name, const TokenFile& file) {
+    facts.inputs[name] = fmt::format("{:016x}", file.fingerprint());
+  };
+  add("data.task content", *job.data.task);
+  if (job.data.align) add("data.align content", *job.data.align);
+  return facts;
+}
+
+// What can only be compared once the weights are read.
+void check_weights(const StartPoint& start, const dist::Trainer& trainer, bool allow_change,
+                   std::vector<std::string>& warnings) {
+  dist::Manifest now;
+  now.config = start.saved.config;  // is compared already
+  now.inputs[kWeights] = fmt::format("{:016x}", trainer.start_fingerprint());
+  check_unchanged(start, now, allow_change, warnings);
+}
+
+// The run's files as they are when its first step begins; what rank 0 writes steps to.
+std::unique_ptr<MetricsFile> begin_files(const Job& job, const StartPoint& start,
+                                         dist::Mesh& mesh) {
+  std::unique_ptr<MetricsFile> metrics;
+  dist::agree(mesh.world(), [&] {
+    if (mesh.world().rank() != 0) return;
+    const std::string path = job.config.output + "/metrics.jsonl";
+    if (start.resumes()) {
+      cut_metrics(path, start.saved.step);
+    } else {
+      std::filesystem::remove(path);
+    }
+    write_file_atomically(
+        job.config.output + "/config.yaml",
+        version_comments(mesh.world(), job.device->backend()) + to_yaml(job.config));
+    metrics = std::make_unique<MetricsFile>(path);
+  });
+  return metrics;
+}
+
+void print_start(const Job& job, const CommandLine& line, const StartPoint& start) {
+  if (start.resumes()) {
+    fmt::print("resumes after step {} from {}\n", start.saved.step, start.folder);
+  } else if (!line.resume.empty()) {
+    fmt::print("no checkpoint in {}: starts at the beginning\n", checkpoint_folder(job.config));
+  }
+  std::fflush(stdout);
+}
+
+// Starts a checkpoint; the time that training stands still for it.
+double begin_checkpoint(dist::CheckpointWriter& checkpoints, int64_t step) {
+  const auto begin = std::chrono::steady_clock::now();
+  checkpoints.start(step);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Runs what is left after `finished` steps; true if it was asked to stop before the last.
+bool run_steps(const Job& job, int64_t finished, dist::Trainer& trainer,
+               dist::CheckpointWriter& checkpoints, MetricsFile* metrics, bool talks,
+               Summary& summary) {
+  const int64_t every = job.config.checkpoint.every_steps, total = trainer.total_steps();
+  ProgressLine progress(stdout, total, align_label(job.config));
+  bool stop = false;
+  while (finished < total && !stop) {
+    StepRecord record = trainer.step(finished, {stop_requested(), checkpoints.writing()});
+    ++finished;
+    // A copy: all of what follows branches on what the ranks agreed on in this step.
+    const dist::Notice notice = trainer.notice();
+    stop = notice.stop && finished < total;
+    record.probe = trainer.run_probes(finished);
+    if (checkpoints.open() && !notice.writing) checkpoints.advance();
+    if (stop || (every > 0 && finished % every == 0))
+      record.checkpoint_seconds = begin_checkpoint(checkpoints, finished);
+    summary.add(record);
+    if (metrics)
+      metrics->write(record);  // a full disk ends the job through main: no collective for it
+    if (talks) progress.show(record);
+  }
+  checkpoints.finish();
+  if (talks) progress.finish();
+  if (stop && talks) {
+    fmt::print("stopped on request after step {}; run again with --resume auto to continue\n",
+               finished);
+  }
+  return stop;
+}
+
+}  // namespace
+
+int train(const CommandLine& line, dist::Launcher& launcher) {
+  catch_stop_signals();
+  Job job = open_job(line, launcher, Purpose::train);
+  const bool speaks = launcher.control().rank() == 0;
+  const bool talks = speaks && !line.quiet;
+  dist::Mesh mesh(job.device->connect(), job.config.parallel.shards);
+  dist::Manifest facts = describe_run(job);
+  const StartPoint start =
+      find_start(line.resume, job.config.output, launcher.control(), job.warnings);
+  dist::agree(mesh.world(), [&] {
+    if (start.resumes()) check_unchanged(start, facts, line.allow_change, job.warnings);
+    if (speaks) make_output_folder(job.config.output);
+  });
+  print_warnings(job.warnings, line, launcher.control());
+
+  dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
+  facts.inputs[kWeights] = fmt::format("{:016x}", trainer.start_fingerprint());
+  if (start.resumes()) {
+    std::vector<std::string> warnings;
+    dist::agree(mesh.world(), [&] { check_weights(start, trainer, line.allow_change, warnings); });
+    print_warnings(warnings, line, launcher.control());
+    dist::restore_checkpoint(trainer, mesh, start.folder, start.saved);
+  }
+  const auto metrics = begin_files(job, start, mesh);
+  dist::CheckpointWriter checkpoints(trainer, mesh, checkpoint_folder(job.config),
+                                     job.config.checkpoint, facts);
+  trainer.measure_speed_of_light();
+  if (talks) print_header(job, trainer, mesh);
+  if (talks) print_start(job, line, start);
+
+  Summary summary;
+  const bool stopped =
+      run_steps(job, start.saved.step, trainer, checkpoints, metrics.get(), talks, summary);
+  if (stopped) return kStoppedOnRequest;
+  const auto sink = speaks ? make_export(job) : nullptr;
+  trainer.export_model(job.config.model.lora && job.config.model.lora->merge, sink.get());
+  if (talks) print_summary(summary, job);
+  return 0;
+}
+
+}  // namespace safegrad
