@@ -23,7 +23,7 @@ inline constexpr int kStoppedOnRequest = 75;
 // Every rank of the launcher's job calls them. They return the exit code, and throw JobFailed for
 // what the ranks agreed on.
 
-/// Trains and writes the run folder. Returns 0, or kStoppedOnRequest.
+/// Trains and writes the run folder. Returns 0, or on rank 0 kStoppedOnRequest.
 int train(const CommandLine& line, dist::Launcher& launcher);
 /// Checks everything that train would refuse, reads headers only, writes nothing.
 int check(const CommandLine& line, dist::Launcher& launcher);

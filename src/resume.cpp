@@ -71,6 +71,7 @@ void check_unchanged(const StartPoint& start, const dist::Manifest& now, bool al
 void cut_metrics(const std::string& path, int64_t step) {
   if (!fs::exists(path)) return;
   std::ifstream lines(path, std::ios::binary);
+  SAFEGRAD_CHECK(lines.is_open(), RunError, "{}: cannot be read; is it yours?", path);
   AtomicFile kept(path);
   for (std::string line; std::getline(lines, line);) {
     // A crash may have cut a line short: then it is one of those that will be measured again.
@@ -80,7 +81,13 @@ void cut_metrics(const std::string& path, int64_t step) {
     kept.write(std::as_bytes(std::span(line)));
     kept.write(std::as_bytes(std::span("\n", 1)));
   }
+  SAFEGRAD_CHECK(!lines.bad(), RunError, "{}: reading it failed; it is left as it was", path);
   kept.commit();
+}
+
+bool StartPoint::is_in(const std::string& checkpoints) const {
+  return resumes() &&
+         fs::weakly_canonical(folder).parent_path() == fs::weakly_canonical(checkpoints);
 }
 
 }  // namespace safegrad

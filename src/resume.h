@@ -14,6 +14,8 @@ struct StartPoint {
   dist::Manifest saved;
 
   bool resumes() const { return !folder.empty(); }
+  /// True if it is one of this folder's.
+  bool is_in(const std::string& checkpoints) const;
 };
 
 /// `resume` is what --resume says: "auto", the folder of a checkpoint, or nothing. The checkpoint

@@ -163,9 +163,11 @@ std::unique_ptr<MetricsFile> begin_files(const Job& job, const StartPoint& start
   dist::agree(mesh.world(), [&] {
     if (mesh.world().rank() != 0) return;
     const std::string path = job.config.output + "/metrics.jsonl";
-    if (start.resumes()) {
+    if (start.is_in(checkpoint_folder(job.config))) {
+      // First: should this run end before its first checkpoint, `auto` comes here again.
+      dist::name_latest(checkpoint_folder(job.config), start.saved.step);
       cut_metrics(path, start.saved.step);
-    } else {
+    } else {  // lines that are there are another run's
       std::filesystem::remove(path);
     }
     write_file_atomically(
@@ -219,6 +221,7 @@ bool run_steps(const Job& job, int64_t finished, dist::Trainer& trainer,
   if (stop && talks) {
     fmt::print("stopped on request after step {}; run again with --resume auto to continue\n",
                finished);
+    std::fflush(stdout);  // the launcher may end this process as soon as another one has ended
   }
   return stop;
 }
@@ -242,6 +245,7 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
 
   dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
   facts.inputs[kWeights] = fmt::format("{:016x}", trainer.start_fingerprint());
+  facts.step = start.saved.step;
   if (start.resumes()) {
     std::vector<std::string> warnings;
     dist::agree(mesh.world(), [&] { check_weights(start, trainer, line.allow_change, warnings); });
@@ -258,7 +262,8 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
   Summary summary;
   const bool stopped =
       run_steps(job, start.saved.step, trainer, checkpoints, metrics.get(), talks, summary);
-  if (stopped) return kStoppedOnRequest;
+  // One rank's code is enough; launchers take one that is not 0 as a reason to kill the others.
+  if (stopped) return speaks ? kStoppedOnRequest : 0;
   const auto sink = speaks ? make_export(job) : nullptr;
   trainer.export_model(job.config.model.lora && job.config.model.lora->merge, sink.get());
   if (talks) print_summary(summary, job);

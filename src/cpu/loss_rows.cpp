@@ -113,7 +113,7 @@ void CpuKernels::cross_entropy_rows(at::Tensor& logits, const at::Tensor& target
   float* x = logits.data_ptr<float>();
   const int64_t* target = targets.data_ptr<int64_t>();
   add_losses(logits.size(0), loss,
-           [&](int64_t i) { return cross_entropy_row(x + i * width, width, target[i]); });
+             [&](int64_t i) { return cross_entropy_row(x + i * width, width, target[i]); });
 }
 
 void CpuKernels::kl_rows(at::Tensor& logits, at::Tensor& reference, at::Tensor& loss) const {
@@ -121,7 +121,7 @@ void CpuKernels::kl_rows(at::Tensor& logits, at::Tensor& reference, at::Tensor& 
   float* x = logits.data_ptr<float>();
   float* ref = reference.data_ptr<float>();
   add_losses(logits.size(0), loss,
-           [&](int64_t i) { return kl_row(x + i * width, ref + i * width, width); });
+             [&](int64_t i) { return kl_row(x + i * width, ref + i * width, width); });
 }
 
 }  // namespace safegrad

@@ -70,7 +70,8 @@ CheckpointWriter::CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string fol
       mesh_(mesh),
       folder_(std::move(folder)),
       keep_(keep),
-      manifest_(std::move(facts)) {
+      manifest_(std::move(facts)),
+      sealed_(manifest_.step) {
   manifest_.ranks = mesh_.world().size();
   manifest_.shards = mesh_.shards();
   agree(mesh_.world(), [&] {
@@ -88,6 +89,8 @@ void CheckpointWriter::run(std::function<void()> work) {
   thread_ = std::thread([this, work = std::move(work)] {
     try {
       work();
+    } catch (const InputError& e) {  // of reading back what was written: not the user's mistake
+      failure_ = std::make_exception_ptr(RunError(e.what()));
     } catch (...) {
       failure_ = std::current_exception();
     }
@@ -169,9 +172,10 @@ void CheckpointWriter::advance() {
     digests.push_back(fmt::format("{:016x}{:016x}{:016x}{:016x}", words[4 * i], words[4 * i + 1],
                                   words[4 * i + 2], words[4 * i + 3]));
   }
-  run([this, digests = std::move(digests)] {
+  const int64_t since = std::exchange(sealed_, manifest_.step);
+  run([this, since, digests = std::move(digests)] {
     seal_checkpoint(folder_, manifest_, digests);
-    prune_checkpoints(folder_, manifest_.step, keep_);
+    prune_checkpoints(folder_, since, manifest_.step, keep_);
   });
 }
 

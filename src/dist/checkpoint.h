@@ -29,7 +29,8 @@ namespace safegrad::dist {
 /// shard, kept from one checkpoint to the next.
 class CheckpointWriter {
  public:
-  /// `facts`: config, inputs and versions for the manifest. Removes what crashes left half-written.
+  /// `facts`: config, inputs and versions for the manifest, and as `step` where the run begins.
+  /// Removes what crashes left half-written.
   /// Collective.
   CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string folder, const CheckpointSection& keep,
                    Manifest facts);
@@ -58,6 +59,7 @@ class CheckpointWriter {
   std::string folder_;
   CheckpointSection keep_;
   Manifest manifest_;
+  int64_t sealed_;  // step of the last checkpoint that was begun to be sealed
   std::vector<Copy> copies_;
   std::string digest_;
   Phase phase_ = Phase::idle;

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <filesystem>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <sstream>
 #include <string_view>
@@ -88,12 +89,13 @@ void verify_file(const std::string& folder, const std::string& name,
 /// What can be resumed from instead of `folder`.
 std::string alternative(const std::string& folder) {
   const fs::path path = fs::path(folder).lexically_normal();
+  const fs::path parent = path.has_parent_path() ? path.parent_path() : fs::path(".");
   const auto broken = step_of(path.filename().string());
-  std::vector<int64_t> steps = list_checkpoints(path.parent_path().string());
+  std::vector<int64_t> steps = list_checkpoints(parent.string());
   std::erase_if(steps, [&](int64_t step) { return broken && step >= *broken; });
   if (steps.empty()) return "there is no older checkpoint; start again with another output";
   return fmt::format("the one before it: --resume {}",
-                     (path.parent_path() / checkpoint_name(steps.back())).string());
+                     (parent / checkpoint_name(steps.back())).string());
 }
 
 }  // namespace
@@ -224,17 +226,21 @@ void seal_checkpoint(const std::string& folder, const Manifest& manifest,
     if (fs::exists(target)) fs::rename(target, replaced);
     fs::rename(unfinished, target);
     sync_folder_of(target);
-    write_file_atomically(folder + "/" + kLatest, name + "\n");
+    name_latest(folder, manifest.step);
     fs::remove_all(replaced);
   });
 }
 
-void prune_checkpoints(const std::string& folder, int64_t step, const CheckpointSection& keep) {
+void name_latest(const std::string& folder, int64_t step) {
+  on_disk([&] { write_file_atomically(folder + "/" + kLatest, checkpoint_name(step) + "\n"); });
+}
+
+void prune_checkpoints(const std::string& folder, int64_t since, int64_t step,
+                       const CheckpointSection& keep) {
   std::vector<int64_t> steps = list_checkpoints(folder), doomed;
-  while (!steps.empty() && steps.back() > step) {
-    doomed.push_back(steps.back());
-    steps.pop_back();
-  }
+  auto left_behind = [&](int64_t s) { return s > since && s != step; };
+  std::copy_if(steps.begin(), steps.end(), std::back_inserter(doomed), left_behind);
+  std::erase_if(steps, left_behind);
   const auto last = static_cast<size_t>(keep.keep_last);
   for (size_t i = 0; i + last < steps.size(); ++i) {
     if (keep.keep_every == 0 || steps[i] % keep.keep_every != 0) doomed.push_back(steps[i]);

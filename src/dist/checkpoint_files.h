@@ -54,9 +54,14 @@ Manifest verify_checkpoint(const std::string& folder, int64_t part, int64_t part
 /// (digests[i] of shard i), rename, `latest`; each on the disk before the next. Throws RunError.
 void seal_checkpoint(const std::string& folder, const Manifest& manifest,
                      const std::vector<std::string>& digests);
+/// Makes the checkpoint after `step` the one that `--resume auto` means. Throws RunError.
+void name_latest(const std::string& folder, int64_t step);
 /// Removes checkpoints of `folder` older than the `keep_last` newest, but not the multiples of
-/// keep_every; and those after `step`, which a run that was resumed further back has left behind.
-void prune_checkpoints(const std::string& folder, int64_t step, const CheckpointSection& keep);
+/// keep_every. `since` and `step`: the run's last two checkpoints, or where it went on from and its
+/// first one; those between them and after `step`, which a run that was resumed further back has
+/// left behind, go in any case.
+void prune_checkpoints(const std::string& folder, int64_t since, int64_t step,
+                       const CheckpointSection& keep);
 
 /// One line per difference between what a checkpoint was written by and the run that would go on
 /// from it, in what `now` knows of. Keys that change where and how, but not what is computed, may

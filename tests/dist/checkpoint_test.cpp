@@ -78,10 +78,18 @@ class Checkpoints : public ::testing::Test {
     return folder() + "/" + dist::checkpoint_name(step);
   }
 
+  // Of a run that goes on from the newest checkpoint.
+  std::unique_ptr<dist::CheckpointWriter> writer_for(TinyJob& job) {
+    dist::Manifest facts;
+    const std::vector<int64_t> steps = dist::list_checkpoints(folder());
+    facts.step = steps.empty() ? 0 : steps.back();
+    return std::make_unique<dist::CheckpointWriter>(*job.trainer, job.mesh, folder(),
+                                                    job.config.checkpoint, facts);
+  }
   void save(TinyJob& job, int64_t step = kStop) {
-    dist::CheckpointWriter writer(*job.trainer, job.mesh, folder(), job.config.checkpoint, {});
-    writer.start(step);
-    writer.finish();
+    const auto writer = writer_for(job);
+    writer->start(step);
+    writer->finish();
   }
   static void restore(TinyJob& job, const std::string& from) {
     dist::Communicator& world = job.mesh.world();
@@ -255,10 +263,10 @@ TEST_F(Checkpoints, ACopyIsWrittenAndNotWhatTrainingMakesOfIt) {
   TinyJob job(c, world());
   job.run(0, 2);
   save(job, 2);
-  dist::CheckpointWriter writer(*job.trainer, job.mesh, folder(), c.checkpoint, {});
-  writer.start(3);
+  const auto writer = writer_for(job);
+  writer->start(3);
   job.run(2, kSteps);  // the writer's thread is at work, or not yet
-  writer.finish();
+  writer->finish();
 
   EXPECT_EQ(contents(saved(3)), contents(saved(2)));
 }
@@ -380,7 +388,7 @@ TEST(CheckpointFolder, TheNewestAndTheMultiplesAreKept) {
   const test::TempFolder temp;
   for (int64_t step = 5; step <= 30; step += 5) {
     pretend_checkpoint(temp.path(), step);
-    dist::prune_checkpoints(temp.path(), step, {5, 2, 10});
+    dist::prune_checkpoints(temp.path(), step - 5, step, {5, 2, 10});
   }
 
   EXPECT_EQ(dist::list_checkpoints(temp.path()), (std::vector<int64_t>{10, 20, 25, 30}));
@@ -391,10 +399,29 @@ TEST(CheckpointFolder, ARunThatWentBackReplacesWhatItLeftBehind) {
   for (int64_t step : {5, 10, 15}) pretend_checkpoint(temp.path(), step);
   std::ofstream(temp.path() + "/step-000010/mine") << "of before";
   pretend_checkpoint(temp.path(), 10);
-  dist::prune_checkpoints(temp.path(), 10, {5, 2, 0});
+  dist::prune_checkpoints(temp.path(), 5, 10, {5, 2, 0});
 
   EXPECT_EQ(dist::list_checkpoints(temp.path()), (std::vector<int64_t>{5, 10}));
   EXPECT_FALSE(fs::exists(temp.path() + "/step-000010/mine"));
+}
+
+TEST(CheckpointFolder, WhatLiesBetweenTheResumedAndTheFirstNewOneGoes) {
+  const test::TempFolder temp;
+  for (int64_t step : {5, 10, 15, 20}) pretend_checkpoint(temp.path(), step);
+  pretend_checkpoint(temp.path(), 17);  // of a run that went on from 5 at another interval
+  dist::prune_checkpoints(temp.path(), 5, 17, {12, 2, 10});
+
+  EXPECT_EQ(dist::list_checkpoints(temp.path()), (std::vector<int64_t>{5, 17}));
+}
+
+TEST(CheckpointFolder, GoingBackIsRememberedBeforeTheFirstNewOne) {
+  const test::TempFolder temp;
+  std::vector<std::string> warnings;
+  for (int64_t step : {5, 10}) pretend_checkpoint(temp.path(), step);
+  dist::name_latest(temp.path(), 5);
+
+  EXPECT_EQ(dist::find_latest(temp.path(), warnings), temp.path() + "/step-000005");
+  EXPECT_TRUE(warnings.empty());
 }
 
 TEST(CheckpointFolder, AutoMeansLatestAndSaysWhereThatIsWrong) {
