@@ -1,6 +1,8 @@
 #include "device.h"
 
+#include <cmath>
 #include <cstdlib>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -8,6 +10,7 @@
 #include "cpu/cpu_backend.h"
 #include "dist/cuda_module.h"
 #include "dist/local_rank.h"
+#include "dist/watched_communicator.h"
 
 namespace safegrad {
 namespace {
@@ -22,6 +25,9 @@ bool wants_gpu(Device device, std::vector<std::string>& warnings) {
   }
   return gpus > 0 && dist::has_cuda_module();
 }
+
+// Where ranks are late, the watchdog knows more than NCCL; it speaks first.
+constexpr std::chrono::seconds kReportTime(30);
 
 void check_same_kind(dist::ControlPlane& control, bool gpu) {
   const uint64_t own = gpu;
@@ -41,9 +47,13 @@ void check_same_kind(dist::ControlPlane& control, bool gpu) {
 
 }  // namespace
 
+std::chrono::milliseconds collective_timeout(const ParallelSection& parallel) {
+  return std::chrono::milliseconds(std::llround(1000 * parallel.timeout_seconds));
+}
+
 RunDevice::RunDevice(const ParallelSection& parallel, dist::Launcher& launcher,
                      std::vector<std::string>& warnings)
-    : launcher_(launcher), backend_(&cpu_backend()) {
+    : parallel_(parallel), launcher_(launcher), backend_(&cpu_backend()) {
   dist::ControlPlane& control = launcher.control();
   const bool gpu = wants_gpu(parallel.device, warnings);
   check_same_kind(control, gpu);
@@ -62,7 +72,9 @@ RunDevice::RunDevice(const ParallelSection& parallel, dist::Launcher& launcher,
 
 std::unique_ptr<dist::Communicator> RunDevice::connect() {
   if (!gpu_) return launcher_.connect_cpu();
-  return dist::load_cuda_module().make_world(launcher_.control().split_control(0), *gpu_);
+  auto world = dist::load_cuda_module().make_world(launcher_.control().split_control(0), *gpu_,
+                                                   collective_timeout(parallel_) + kReportTime);
+  return dist::watch(std::move(world), launcher_.watchdog().record(), "world");
 }
 
 }  // namespace safegrad

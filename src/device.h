@@ -1,5 +1,6 @@
 // device.h: which device the ranks of a run compute on, and how they talk.
 #pragma once
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +10,9 @@
 #include "dist/launcher.h"
 
 namespace safegrad {
+
+/// parallel.timeout_seconds.
+std::chrono::milliseconds collective_timeout(const ParallelSection& parallel);
 
 /// This rank's device. Every rank of a job makes one with the same config.
 class RunDevice {
@@ -24,6 +28,7 @@ class RunDevice {
   std::unique_ptr<dist::Communicator> connect();
 
  private:
+  const ParallelSection parallel_;
   dist::Launcher& launcher_;
   std::unique_ptr<Backend> gpu_;  // null: the cores
   const Backend* backend_;

@@ -93,6 +93,18 @@ const Backend& open_device(Job& job, dist::Launcher& launcher, Purpose purpose) 
   return job.device->backend();
 }
 
+// A run leaves the ranks' records in its folder, the other commands write nothing.
+void guard_ranks(const RunConfig& config, dist::Launcher& launcher, Purpose purpose) {
+  dist::ControlPlane& control = launcher.control();
+  std::string folder;
+  if (purpose == Purpose::train) {
+    folder = control.broadcast(
+        control.rank() == 0 ? dist::new_flight_folder(config.output + "/flight") : "", 0);
+  }
+  launcher.watchdog().guard({control.rank(), control.size(), collective_timeout(config.parallel),
+                             "parallel.timeout_seconds", folder});
+}
+
 }  // namespace
 
 Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose) {
@@ -119,6 +131,7 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     check_output(job.config.output);
     in_file(line.config, [&] { check_export(job.config, job.model); });
   });
+  guard_ranks(job.config, launcher, purpose);
   return job;
 }
 

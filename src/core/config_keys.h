@@ -112,6 +112,7 @@ void describe(Visitor& v, ParallelSection& parallel) {
   v.key("reduce_dtype", parallel.reduce_dtype);
   v.key("frozen", parallel.frozen);
   v.key("tf32", parallel.tf32);
+  v.key("timeout_seconds", parallel.timeout_seconds, kPositive);
 }
 
 template <class Visitor>

@@ -12,9 +12,10 @@ class Module final : public dist::CudaModule {
   std::unique_ptr<Backend> make_backend(int device, bool tf32) const override {
     return make_cuda_backend(device, tf32);
   }
-  std::unique_ptr<dist::Communicator> make_world(std::unique_ptr<dist::ControlPlane> control,
-                                                 const Backend& backend) const override {
-    return make_nccl_world(std::move(control), backend.device().index(), {});
+  std::unique_ptr<dist::Communicator> make_world(
+      std::unique_ptr<dist::ControlPlane> control, const Backend& backend,
+      std::chrono::milliseconds deadline) const override {
+    return make_nccl_world(std::move(control), backend.device().index(), {deadline});
   }
 };
 

@@ -70,7 +70,7 @@ class Communicator : public ControlPlane {
 
   /// Counters since start, by collective name ("all_gather", "reduce_scatter", "all_reduce",
   /// "scalars": all_gather_scalars and all_gather_words).
-  const std::map<std::string, Traffic>& traffic() const { return traffic_; }
+  virtual const std::map<std::string, Traffic>& traffic() const { return traffic_; }
 
  protected:
   void count(const std::string& name, int64_t bytes);

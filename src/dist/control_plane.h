@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace safegrad::dist {
@@ -17,6 +18,9 @@ class ControlPlane {
   virtual ~ControlPlane() = default;
   virtual int rank() const = 0;  ///< [0, size())
   virtual int size() const = 0;
+  /// What the next collectives are about (a unit, a step), or what the parts of the next split are;
+  /// for whoever keeps a record of them.
+  virtual void about(std::string_view) {}
 
   /// The words of all ranks, in rank order [size() * words.size()]. Whoever sums them in rank order
   /// gets the same bits everywhere.

@@ -1,5 +1,6 @@
 // cuda_module.h: the GPU part of the program, a library that is loaded only where a GPU is used.
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -17,9 +18,11 @@ class CudaModule {
   /// Makes `device` this process's GPU. `tf32`: float32 products may round their inputs to TF32.
   /// One a process. Throws RunError with CUDA's text.
   virtual std::unique_ptr<Backend> make_backend(int device, bool tf32) const = 0;
-  /// NCCL between the ranks of `control`, each on its backend's GPU. Collective. Throws CommError.
+  /// NCCL between the ranks of `control`, each on its backend's GPU. Collective. Throws CommError,
+  /// then or later, where the others are not there by the deadline.
   virtual std::unique_ptr<Communicator> make_world(std::unique_ptr<ControlPlane> control,
-                                                   const Backend& backend) const = 0;
+                                                   const Backend& backend,
+                                                   std::chrono::milliseconds deadline) const = 0;
 };
 
 /// True if the module lies where load_cuda_module looks: the build had CUDA.

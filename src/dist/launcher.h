@@ -5,8 +5,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "dist/communicator.h"
+#include "dist/watchdog.h"
 
 namespace safegrad::dist {
 
@@ -15,6 +17,9 @@ namespace safegrad::dist {
 class Launcher {
  public:
   virtual ~Launcher() = default;
+  /// Sees what goes through control() and connect_cpu(). It guards the ranks from when they have
+  /// met, with deadlines of the launcher's own; a run sets its own.
+  Watchdog& watchdog() { return watchdog_; }
   /// All ranks of the job. An own one for a communicator to keep: control().split_control(0).
   virtual ControlPlane& control() = 0;
   /// Throws ConfigError where the ranks of this job cannot exchange CPU tensors. Does not
@@ -25,6 +30,13 @@ class Launcher {
   /// Ends this process with the exit code, without waiting for anybody; with it, at once or through
   /// whoever started it, all the others.
   [[noreturn]] virtual void abort(int exit_code) = 0;
+
+ protected:
+  /// `end_job`: as abort(2), for the watchdog's thread, also while the launcher is being destroyed.
+  explicit Launcher(std::function<void()> end_job) : watchdog_(std::move(end_job)) {}
+
+ private:
+  Watchdog watchdog_;
 };
 
 /// What environment variables say about a job whose ranks meet at a store.

@@ -18,8 +18,11 @@ void Mesh::check(int64_t ranks, int64_t shards) {
 Mesh::Mesh(std::unique_ptr<Communicator> world, int64_t shards) : world_(std::move(world)) {
   check(world_->size(), shards);
   if (shards == 0) shards = world_->size();
+  world_->about("shard group");
   shard_group_ = world_->split(static_cast<int>(world_->rank() / shards));
+  world_->about("replica group");
   replica_group_ = world_->split(static_cast<int>(world_->rank() % shards));
+  world_->about("");
 }
 
 }  // namespace safegrad::dist

@@ -321,7 +321,11 @@ void abort_job(int exit_code) {
 }
 
 std::unique_ptr<Communicator> make_mpi_world() {
-  auto world = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD);
+  // Its own, so that what is called on one world never meets what is called on another.
+  MPI_Comm own = MPI_COMM_NULL;
+  SAFEGRAD_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &own) == MPI_SUCCESS, CommError,
+                 "MPI could not duplicate the world's communicator");
+  auto world = std::make_unique<MpiCommunicator>(own);
   const int promised = promised_ranks();
   SAFEGRAD_CHECK(world->size() >= promised || world->size() > 1, InputError,
                  "the launcher started {} ranks, but MPI sees a world of {}: launcher and MPI do "

@@ -207,7 +207,9 @@ void ShardedUnit::start_gather(Part& part) {
   part.full = part.memory.all.defined()
                   ? part.memory.all
                   : buffers_.gather_outputs.take(part.group.numel(), options_.compute_dtype);
-  if (part.sharded) part.work = mesh_.shard_group().all_gather(part.full, part.memory.own);
+  if (!part.sharded) return;
+  mesh_.shard_group().about(unit_.name);
+  part.work = mesh_.shard_group().all_gather(part.full, part.memory.own);
 }
 
 void ShardedUnit::start_gather() {
@@ -270,6 +272,7 @@ void ShardedUnit::lend_gradients(const std::vector<size_t>& active, bool first) 
 
 void ShardedUnit::start_reduce() {
   if (!trains()) return;
+  mesh_.shard_group().about(unit_.name);
   for (Parameter* p : trainable_.group.parameters()) p->settle();
   for (size_t k : active_) {
     trainable_.group.view_gradients(k, {});
@@ -311,6 +314,7 @@ void ShardedUnit::finish_reduce() {
 
 void ShardedUnit::reduce_replicas() {
   if (!trains() || mesh_.replicas() == 1) return;
+  mesh_.replica_group().about(unit_.name);
   for (at::Tensor& a : accumulated_) mesh_.replica_group().all_reduce(a);
 }
 

@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "dist/launcher.h"
 #include "dist/store_control.h"
+#include "dist/watched_communicator.h"
 
 namespace safegrad::dist {
 namespace {
@@ -42,11 +43,13 @@ c10::intrusive_ptr<c10d::TCPStore> open_store(const StoreJob& job) {
 class StoreLauncher : public Launcher {
  public:
   explicit StoreLauncher(const StoreJob& job)
-      : job_(job),
+      : Launcher([] { std::_Exit(2); }),
+        job_(job),
         prefix_(fmt::format("safegrad/{}", job.attempt)),
         store_(open_store(job)),
-        control_(make_store_control({store_, prefix_ + "/world", job.rank, job.size},
-                                    kExchangeDeadline)) {}
+        control_(watch(
+            make_store_control({store_, prefix_ + "/world", job.rank, job.size}, kExchangeDeadline),
+            watchdog().record(), "control")) {}
 
   // The store goes with rank 0, which may be the first to leave its last exchange.
   ~StoreLauncher() override {

@@ -151,6 +151,7 @@ void Trainer::measure_speed_of_light() {
 StepRecord Trainer::step(int64_t index, const Notice& own) {
   const auto start = std::chrono::steady_clock::now();
   engine_.clock().take();
+  mesh_.world().about(fmt::format("step {}", index + 1));
   const StepPlan plan = planner_.plan(index);
   const std::vector<double> tokens = scored_tokens(plan);
 

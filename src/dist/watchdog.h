@@ -1,0 +1,50 @@
+// watchdog.h: ends a job whose ranks no longer get on, and says which of them is behind.
+#pragma once
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "dist/flight_record.h"
+
+namespace safegrad::dist {
+
+/// What a watchdog guards.
+struct Guard {
+  int rank = 0, ranks = 1;
+  std::chrono::milliseconds deadline{};  ///< > 0, of a single collective
+  std::string deadline_name;             ///< for messages: what the deadline is called
+  /// Where ranks leave their records, the same and new on every rank; made when it is needed.
+  /// Empty: ranks know nothing of each other, and each tells what it was in.
+  std::string folder;
+};
+
+/// A thread that looks at this rank's flight record. When the rank has waited in one collective for
+/// longer than the deadline, it leaves the record as rank-N.json in the folder; the other ranks see
+/// the folder and leave theirs, computing or waiting. The lowest rank that could prints what all
+/// records say (explain_standstill) and writes it to report.txt, and every rank ends the job. It
+/// does not communicate: the ranks' network is what may have failed. Time in which the process
+/// itself was stopped does not count.
+class Watchdog {
+ public:
+  /// `end_job` ends the process, from any thread, with an exit code that is not 0.
+  explicit Watchdog(std::function<void()> end_job);
+  ~Watchdog();
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+
+  FlightRecord& record() { return record_; }
+  /// From now on. One rank is never late: nothing is guarded then.
+  void guard(const Guard& what);
+
+ private:
+  class Watch;
+  FlightRecord record_;
+  std::function<void()> end_job_;
+  std::unique_ptr<Watch> watch_;
+};
+
+/// A name that no other incident of this job has: UTC time and process. For rank 0 to broadcast.
+std::string new_flight_folder(const std::string& parent);
+
+}  // namespace safegrad::dist

@@ -1,0 +1,215 @@
+// flight_test.cpp: records of collectives, and what they say together.
+#include <atomic>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "dist/flight_record.h"
+#include "dist/flight_report.h"
+#include "dist/solo_communicator.h"
+#include "dist/watched_communicator.h"
+
+namespace safegrad::dist {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+Flight call(const std::string& group, int64_t group_number, const std::string& operation,
+            int64_t bytes = 8, const std::string& subject = "") {
+  Flight flight;
+  flight.group = group;
+  flight.group_number = group_number;
+  flight.operation = operation;
+  flight.subject = subject;
+  flight.bytes = bytes;
+  return flight;
+}
+
+// A rank that has called these in turn, one second each, and waits in the last; or computes.
+FlightLog log_of(int rank, int ranks, std::vector<Flight> flights, bool waits = true) {
+  FlightLog log;
+  log.rank = rank;
+  log.ranks = ranks;
+  log.host = "host";
+  log.pid = 100 + rank;
+  for (size_t i = 0; i < flights.size(); ++i) {
+    flights[i].number = static_cast<int64_t>(i) + 1;
+    flights[i].started = 1000.0 + static_cast<double>(i);
+    flights[i].finished = flights[i].started + 1;
+    flights[i].state = Flight::State::finished;
+  }
+  if (waits) {
+    flights.back().finished = 0;
+    flights.back().state = Flight::State::awaited;
+    log.awaited = flights.back().number;
+  }
+  log.flights = std::move(flights);
+  log.written = 1100;
+  return log;
+}
+
+TEST(FlightRecord, KeepsTheLastOnesInOrder) {
+  FlightRecord record;
+  const int64_t calls = static_cast<int64_t>(FlightRecord::kKept) + 44;
+  for (int64_t i = 1; i <= calls; ++i) record.finish(record.begin(call("world", i, "barrier")));
+  const auto kept = record.recent();
+  ASSERT_EQ(kept.size(), FlightRecord::kKept);
+  for (size_t i = 0; i < kept.size(); ++i) {
+    EXPECT_EQ(kept[i].number, static_cast<int64_t>(i) + 45);
+    EXPECT_EQ(kept[i].group_number, kept[i].number);
+    EXPECT_EQ(kept[i].state, Flight::State::finished);
+  }
+}
+
+TEST(FlightRecord, KnowsTheOutermostOneThatHoldsTheRankUp) {
+  FlightRecord record;
+  EXPECT_FALSE(record.now().awaited.has_value());
+  const int64_t gather = record.begin(call("shards", 1, "all_gather"));
+  EXPECT_FALSE(record.now().awaited.has_value()) << "under way is not held up";
+  record.await(gather);
+  const int64_t inner = record.begin(call("control", 1, "barrier"));
+  record.await(inner);
+  EXPECT_EQ(record.now().awaited, gather);
+  EXPECT_EQ(record.now().last, inner);
+  record.finish(inner);
+  EXPECT_EQ(record.now().awaited, gather);
+  record.finish(gather);
+  EXPECT_FALSE(record.now().awaited.has_value());
+}
+
+TEST(FlightRecord, IsReadWhileItIsWritten) {
+  FlightRecord record;
+  std::atomic<bool> done = false;
+  std::thread reader([&] {
+    while (!done) {
+      int64_t last = 0;
+      for (const Flight& flight : record.recent()) {
+        EXPECT_GT(flight.number, last);
+        EXPECT_EQ(flight.subject, std::to_string(flight.group_number));
+        last = flight.number;
+      }
+      record.now();
+    }
+  });
+  for (int64_t i = 1; i <= 20000; ++i) {
+    const int64_t number = record.begin(call("world", i, "barrier", 0, std::to_string(i)));
+    record.await(number);
+    record.finish(number);
+  }
+  done = true;
+  reader.join();
+}
+
+TEST(WatchedCommunicator, EntersEveryCollective) {
+  FlightRecord record;
+  auto world =
+      watch(std::unique_ptr<Communicator>(std::make_unique<SoloCommunicator>()), record, "world");
+  world->about("shard group");
+  auto part = world->split(0);
+  world->about("step 7");
+  world->barrier();
+  const at::Tensor t = at::ones({3});
+  part->about("block 2");
+  auto work = part->all_gather(t, t);
+  EXPECT_FALSE(record.now().awaited.has_value());
+  EXPECT_EQ(record.recent().back().state, Flight::State::started);
+  work->wait();
+  EXPECT_EQ(record.recent().back().state, Flight::State::finished);
+  part->all_gather_scalars(at::ones({2}, at::kDouble));
+
+  const auto flights = record.recent();
+  std::vector<std::string> texts;
+  for (const Flight& f : flights) {
+    texts.push_back(
+        fmt::format("{} {} {} ({}) {}", f.group, f.group_number, f.operation, f.subject, f.bytes));
+  }
+  EXPECT_THAT(texts,
+              ::testing::ElementsAre("world 1 split (shard group) -1", "world 2 barrier (step 7) 0",
+                                     "shard group 0 1 all_gather (block 2) 12",
+                                     "shard group 0 2 all_gather of scalars (block 2) 16"));
+  EXPECT_EQ(part->traffic().at("all_gather").calls, 1) << "traffic is counted beneath";
+}
+
+TEST(WatchedCommunicator, OneThatFailedHasNotFinished) {
+  FlightRecord record;
+  auto world =
+      watch(std::unique_ptr<Communicator>(std::make_unique<SoloCommunicator>()), record, "world");
+  EXPECT_THROW(world->all_gather(at::ones({3}), at::ones({2}))->wait(), UsageError);
+  EXPECT_EQ(record.recent().back().state, Flight::State::started);
+}
+
+TEST(FlightReport, RoundTrips) {
+  const FlightLog log = log_of(
+      2, 4, {call("world", 1, "barrier", 0, "step \"1\""), call("world", 2, "broadcast", -1)});
+  const FlightLog read = parse_flight_log(to_json(log), "here");
+  EXPECT_EQ(to_json(read), to_json(log));
+  EXPECT_EQ(read.awaited, 2);
+  EXPECT_EQ(read.flights[1].bytes, -1);
+}
+
+TEST(FlightReport, RefusesWhatIsNoRecord) {
+  const std::string good = to_json(log_of(0, 2, {call("world", 1, "barrier")}));
+  for (const std::string& bad :
+       {std::string("{}"), std::string("[]"), good.substr(0, good.size() / 2),
+        std::string(R"({"rank": "0"})")}) {
+    EXPECT_THROW(parse_flight_log(bad, "here"), InputError) << bad;
+  }
+}
+
+TEST(FlightReport, NamesRanksThatLeftNothing) {
+  const std::string report = explain_standstill(
+      {log_of(0, 4, {call("world", 9, "barrier")}), log_of(3, 4, {call("world", 9, "barrier")})});
+  EXPECT_THAT(report, StartsWith("ranks 1, 2 give no sign of life"));
+  EXPECT_THAT(report, HasSubstr("ranks 0, 3: in barrier 9 of world for 100 s"));
+  EXPECT_THAT(report, HasSubstr("ranks 1, 2: no flight record"));
+}
+
+// The one to blame waits too, in another group.
+TEST(FlightReport, NamesRanksThatAreBehindInTheGroup) {
+  const std::vector<Flight> early = {call("world", 8, "barrier"),
+                                     call("shards 1", 5, "all_gather")};
+  std::vector<Flight> late = early;
+  late.push_back(call("world", 9, "all_gather of scalars", 8, "step 3"));
+  const std::string report =
+      explain_standstill({log_of(2, 3, early), log_of(1, 3, late), log_of(0, 3, late)});
+  EXPECT_THAT(report,
+              StartsWith("rank 2 has not come to all_gather of scalars 9 of world (step 3)"));
+  EXPECT_THAT(report, HasSubstr("rank 2: in all_gather 5 of shards 1 for 99 s"));
+}
+
+// Ranks that are not in the group at all are not behind in it.
+TEST(FlightReport, BlamesNobodyWhereAllOfTheGroupAreThere) {
+  const std::vector<Flight> first = {call("shards 0", 5, "all_gather")};
+  const std::vector<Flight> second = {call("shards 1", 4, "all_gather")};
+  const std::string report =
+      explain_standstill({log_of(0, 4, first), log_of(1, 4, first), log_of(2, 4, second, false),
+                          log_of(3, 4, second, false)});
+  EXPECT_THAT(report, StartsWith("all its ranks are in all_gather 5 of shards 0"));
+  EXPECT_THAT(report,
+              HasSubstr("ranks 2, 3: computing; 99 s ago finished all_gather 4 of shards 1"));
+}
+
+TEST(FlightReport, TellsDifferentCollectivesApart) {
+  const FlightLog a = log_of(0, 3, {call("world", 9, "all_reduce", 64, "block 1")});
+  const FlightLog same = log_of(1, 3, {call("world", 9, "all_reduce", 64, "block 1")});
+  EXPECT_THAT(
+      explain_standstill({a, same, log_of(2, 3, {call("world", 9, "all_reduce", 32, "block 1")})}),
+      StartsWith(
+          "the ranks call different collectives: number 9 of world is all_reduce "
+          "(block 1) of 32 bytes on rank 2, all_reduce (block 1) of 64 bytes on ranks 0, 1"));
+  EXPECT_THAT(explain_standstill({a, same, log_of(2, 3, {call("world", 9, "barrier", 0)})}),
+              HasSubstr("barrier of 0 bytes on rank 2"));
+  EXPECT_THAT(
+      explain_standstill({a, same, log_of(2, 3, {call("world", 9, "all_reduce", -1, "block 1")})}),
+      Not(HasSubstr("different")));
+}
+
+}  // namespace
+}  // namespace safegrad::dist
