@@ -10,9 +10,11 @@
 #include <malloc.h>
 
 #include "commands.h"
+#include "core/config_schema.h"
 #include "core/error.h"
 #include "dist/job_failed.h"
 #include "dist/launcher.h"
+#include "inspect.h"
 
 namespace {
 
@@ -23,7 +25,8 @@ constexpr const char* kIntroduction =
     "arXiv:2508.07172).\n\n"
     "  safegrad check configs/quickstart.yaml                    is the config right?\n"
     "  mpirun -n 2 safegrad train configs/quickstart.yaml        train on two ranks\n"
-    "  srun --mpi=pmix -n 8 safegrad train my.yaml --set train.seed=1\n\n"
+    "  srun --mpi=pmix -n 8 safegrad train my.yaml --set train.seed=1\n"
+    "  safegrad inspect runs/quickstart                          what is this folder?\n\n"
     "A run folder (config key `output`) receives config.yaml, metrics.jsonl and model/, which "
     "transformers loads.\n"
     "Exit codes: 0 done, 1 a mistake in what was given, 2 a failure while running, 75 stopped on "
@@ -46,6 +49,27 @@ void add_options(CLI::App& command, CommandLine& line) {
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command.add_flag("-q,--quiet", line.quiet, "print errors only");
+}
+
+// Commands of one process, without ranks.
+void add_local(CLI::App& app, std::function<std::string()>& command, std::string& path) {
+  app.add_subcommand("schema", "print the JSON schema of a config, for editors")->callback([&] {
+    command = safegrad::config_schema;
+  });
+  CLI::App* inspect = app.add_subcommand(
+      "inspect", "say what a token file, model, adapter, checkpoint or run folder is");
+  inspect->add_option("path", path, "file or folder")->required();
+  inspect->callback([&] { command = [&path] { return safegrad::inspect(path); }; });
+}
+
+int run_local(const std::function<std::string()>& command) {
+  try {
+    fmt::print("{}", command());
+    return 0;
+  } catch (const safegrad::Error& e) {
+    fmt::print(stderr, "error: {}\n", e.what());
+    return e.exit_code();
+  }
 }
 
 void add_resume(CLI::App& train, CommandLine& line) {
@@ -81,6 +105,9 @@ int main(int argc, char** argv) {
   add("check", "check the config, the model's and the data's headers; run nothing",
       safegrad::check);
   add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
+  std::function<std::string()> local;
+  std::string path;
+  add_local(app, local, path);
   std::string mistake;
   try {
     app.parse(argc, argv);
@@ -88,6 +115,7 @@ int main(int argc, char** argv) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
     mistake = fmt::format("{}; safegrad --help shows the commands", e.what());
   }
+  if (local && mistake.empty()) return run_local(local);
 
   std::unique_ptr<safegrad::dist::Launcher> launcher;
   std::string speaker;

@@ -1,48 +1,59 @@
-"""docs/config.md describes every key that the program knows, and no other."""
+"""The config's schema, the page made of it, and the configs of this repository."""
 
-import re
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+import jsonschema
+import pytest
+import yaml
+from tiny_job import CONFIG, PROGRAM, ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import config_page  # noqa: E402
 
 
-def keys_of_the_program() -> set[str]:
-    """The dotted keys that src/core/config_keys.h declares."""
-    text = (ROOT / "src/core/config_keys.h").read_text()
-    bodies = re.findall(r"void describe\(Visitor& v, (\w+)& \w+\) \{(.*?)\n\}", text, re.S)
-    sections = {name: re.findall(r'v\.(key|section|list)\("(\w+)"', body) for name, body in bodies}
-    types = {"lora": "LoraConfig", "probe": "ProbeConfig"}
-
-    def expand(name, prefix):
-        for kind, key in sections[name]:
-            if kind != "key":
-                yield from expand(types.get(key, key.capitalize() + "Section"), f"{prefix}{key}.")
-            yield prefix + key
-
-    return set(expand("RunConfig", ""))
+@pytest.fixture(scope="module")
+def schema() -> dict:
+    return json.loads(subprocess.check_output([PROGRAM, "schema"], text=True))
 
 
-def keys_of_the_page() -> set[str]:
-    """The first column of every table of docs/config.md."""
-    return set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/config.md").read_text(), re.M))
+def test_the_page_is_what_the_schema_says(schema):
+    assert (ROOT / "docs/config.md").read_text() == config_page.page(schema), (
+        "make it again: build/safegrad schema | .venv/bin/python tools/config_page.py > docs/config.md")
 
 
-def test_the_page_names_every_key_and_no_other():
-    program = keys_of_the_program()
-    assert "model.lora.rank" in program and "output" in program  # the header was understood
-
-    # Sections have a heading rather than a row; the optional one, model.lora, has both.
-    headings = {"model", "data", "objective", "batch", "optimizer", "schedule", "train", "parallel",
-                "probe", "checkpoint"}
-    assert keys_of_the_page() == program - headings
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_pass_the_schema(schema, path):
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema)
 
 
-def test_every_shipped_config_uses_keys_of_the_page():
-    page = keys_of_the_page()
-    for path in (ROOT / "configs").glob("*.yaml"):
-        section = ""
-        for line in path.read_text().splitlines():
-            if match := re.match(r"(  )?(\w+):", line):
-                section = section if match[1] else match[2]
-                key = f"{section}.{match[2]}" if match[1] else match[2]
-                assert key in page or match[1] is None, f"{path.name}: {key}"
+@pytest.mark.parametrize("section, key, value", [
+    ("objective", "rule", "safegard"), ("objective", "rhoo", 1), ("optimizer", "lr", 0),
+    ("optimizer", "betas", [0.9]), ("optimizer", "betas", [0.9, 1]), ("parallel", "shards", 0),
+    ("parallel", "shards", "some"), ("train", "seed", -1), ("train", "steps", 1.5),
+    ("model", "path", ""), ("model", "lora", {"targets": ["q_proj", "q_proj"]}),
+    ("model", "lora", {"dropout": 1})])
+def test_the_schema_refuses_what_the_program_refuses(schema, tmp_path, section, key, value):
+    config = yaml.safe_load(CONFIG)
+    jsonschema.validate(config, schema)
+    wrong = copy.deepcopy(config)
+    wrong.setdefault(section, {})[key] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema)
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))
+    ended = subprocess.run([PROGRAM, "check", "wrong.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 1 and f"{section}.{key}" in ended.stderr
+
+
+@pytest.mark.parametrize("section, key, value", [
+    ("parallel", "shards", "all"), ("parallel", "shards", 2), ("optimizer", "clip_norm", 0),
+    ("train", "seed", 2**64 - 1), ("model", "lora", {"rank": 1, "dropout": 0})])
+def test_the_schema_takes_the_ends_of_the_ranges(schema, section, key, value):
+    config = yaml.safe_load(CONFIG)
+    config.setdefault(section, {})[key] = value
+    jsonschema.validate(config, schema)

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/config_schema.h"
 #include "core/enum_names.h"
 #include "core/key_lister.h"
 #include "unit/config_fixture.h"
@@ -114,6 +115,20 @@ TEST_F(ConfigTest, EveryKeyReachesItsMember) {
   EXPECT_EQ(config.checkpoint.keep_last, 5);
   EXPECT_EQ(config.checkpoint.keep_every, 1000);
   EXPECT_EQ(config.output, "runs/full");
+}
+
+// That no key is without a meaning is checked by config_schema() itself.
+TEST_F(ConfigTest, EveryMeaningIsOfAKeyAndInTheSameOrder) {
+  std::vector<std::string> meanings;
+  for (const KeyMeaning& meaning : key_meanings()) meanings.emplace_back(meaning.key);
+  std::vector<std::string> keys;
+  for (const std::string& key : list_keys<RunConfig>("").all) {
+    keys.push_back(key);
+    if (key != "probe") continue;  // no dotted path leads below a list
+    for (const std::string& below : list_keys<ProbeConfig>("probe.").all) keys.push_back(below);
+  }
+  EXPECT_EQ(meanings, keys);
+  EXPECT_NE(config_schema().find("\"exclusiveMinimum\": 0"), std::string::npos);
 }
 
 TEST_F(ConfigTest, EveryKeyThatIsGivenHasAValueByItsDottedName) {

@@ -1,0 +1,212 @@
+#include "inspect.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "core/config.h"
+#include "core/error.h"
+#include "core/files.h"
+#include "core/safetensors.h"
+#include "core/token_file.h"
+#include "dist/checkpoint_files.h"
+#include "models/hf_config.h"
+#include "models/hf_weights.h"
+
+namespace safegrad {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kMaxManifestBytes = 16 << 20;
+
+std::string human(double count) {
+  for (const char* unit : {"", " k", " M", " G"}) {
+    if (count < 1000) return fmt::format("{:.{}f}{}", count, *unit ? 2 : 0, unit);
+    count /= 1000;
+  }
+  return fmt::format("{:.2f} T", count);
+}
+
+std::string human_bytes(double bytes) {
+  return human(bytes) + "B";
+}
+
+struct Tensors {
+  int64_t tensors = 0, elements = 0, bytes = 0;
+  std::map<std::string, int64_t> by_dtype;  // elements
+
+  void add(const SafetensorsFile& file) {
+    for (const auto& [name, tensor] : file.tensors()) {
+      ++tensors;
+      elements += tensor.numel();
+      bytes += static_cast<int64_t>(tensor.bytes.size());
+      by_dtype[name_of(tensor.dtype)] += tensor.numel();
+    }
+  }
+  std::string text() const {
+    std::vector<std::string> dtypes;
+    for (const auto& [dtype, count] : by_dtype)
+      dtypes.push_back(by_dtype.size() > 1
+                           ? fmt::format("{} {}", human(static_cast<double>(count)), dtype)
+                           : dtype);
+    return fmt::format("{} tensors, {} elements ({}), {}", tensors,
+                       human(static_cast<double>(elements)), fmt::join(dtypes, ", "),
+                       human_bytes(static_cast<double>(bytes)));
+  }
+};
+
+std::string inspect_tokens(const std::string& path) {
+  std::vector<std::string> warnings;
+  const TokenFile file(path, {}, warnings);
+  int64_t longest = 0;
+  for (int64_t i = 0; i < file.size(); ++i) longest = std::max(longest, file.length(i));
+  std::string text = fmt::format(
+      "{}: token file\n  {} sequences, {} tokens ({} scored), longest {}\n  content {:016x}\n",
+      path, file.size(), file.total_tokens(), file.total_scored(), longest, file.fingerprint());
+  if (file.has_sources()) {
+    std::map<std::string, int64_t> counts;
+    for (int64_t i = 0; i < file.size(); ++i)
+      ++counts[file.sources()[static_cast<size_t>(file.source(i))]];
+    for (const auto& [name, count] : counts)
+      text += fmt::format("  source {}: {} sequences ({:.1f} %)\n", name, count,
+                          100.0 * static_cast<double>(count) / static_cast<double>(file.size()));
+  }
+  if (file.has_choices())
+    text += fmt::format("  {} choice groups of the classes {}\n", file.groups(),
+                        fmt::join(file.classes(), ", "));
+  return text;
+}
+
+std::string inspect_file(const std::string& path) {
+  const SafetensorsFile file(path);
+  const auto& metadata = file.metadata();
+  const auto format = metadata.find("format");
+  if (format != metadata.end() && format->second.starts_with("safegrad.tokens/"))
+    return inspect_tokens(path);
+  Tensors tensors;
+  tensors.add(file);
+  std::string text = fmt::format("{}: safetensors file\n  {}\n", path, tensors.text());
+  for (const auto& [key, value] : metadata)
+    text +=
+        fmt::format("  {} = {}\n", key, value.size() > 100 ? value.substr(0, 100) + "…" : value);
+  return text;
+}
+
+std::string inspect_model(const std::string& folder) {
+  const models::DecoderConfig c = models::read_decoder_config(folder + "/config.json");
+  Tensors tensors;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors")
+      tensors.add(SafetensorsFile(entry.path().string()));
+  }
+  return fmt::format(
+      "{}: model folder, {}\n  {} layers, width {}, {} heads ({} for keys and values), vocabulary "
+      "{}, "
+      "{} positions{}\n  {}\n  {}\n",
+      folder, c.architecture, c.layers, c.hidden_size, c.heads, c.kv_heads, c.vocab_size,
+      c.max_positions, c.tied_embeddings ? ", tied embeddings" : "",
+      tensors.tensors > 0 ? tensors.text() : "no *.safetensors: shape only",
+      fs::exists(folder + "/tokenizer.json") ? "with tokenizer.json" : "without tokenizer.json");
+}
+
+std::string inspect_adapter(const std::string& folder) {
+  const models::PeftAdapter a = models::read_peft_adapter(folder);
+  Tensors tensors;
+  tensors.add(SafetensorsFile(folder + "/adapter_model.safetensors"));
+  return fmt::format("{}: PEFT adapter folder, LoRA\n  rank {}, alpha {:g}, on {}\n  of {}\n  {}\n",
+                     folder, a.rank, a.alpha, fmt::join(a.targets, ", "), a.base_model,
+                     tensors.text());
+}
+
+std::string inspect_checkpoint(const std::string& folder) {
+  const std::string path = folder + "/manifest.json";
+  const dist::Manifest m = dist::parse_manifest(read_small_file(path, kMaxManifestBytes), path);
+  Tensors tensors;
+  for (int64_t i = 0; i < m.shards; ++i)
+    tensors.add(SafetensorsFile(fmt::format("{}/{}", folder, dist::shard_name(i, m.shards))));
+  std::string text = fmt::format(
+      "{}: checkpoint after step {} ({} updates)\n  written by {} ranks, {} shards; goes on with "
+      "any number\n  {}\n",
+      folder, m.step, m.updates, m.ranks, m.shards, tensors.text());
+  for (const auto& [name, version] : m.versions) text += fmt::format("  {} {}\n", name, version);
+  for (const auto& [name, print] : m.inputs) text += fmt::format("  {}: {}\n", name, print);
+  return text +
+         fmt::format("  its files are checked by: cd {} && sha256sum -c SHA256SUMS\n", folder);
+}
+
+struct LastLine {
+  int64_t lines = 0;
+  std::string text;
+};
+
+LastLine last_complete_line(const std::string& path) {
+  std::ifstream stream(path);
+  LastLine last;
+  for (std::string line; std::getline(stream, line) && !stream.eof();) {
+    ++last.lines;
+    last.text = std::move(line);
+  }
+  return last;
+}
+
+std::string inspect_run(const std::string& folder) {
+  const RunConfig config = load_config(folder + "/config.yaml", {});
+  const auto values = config_values(config);
+  std::string text =
+      fmt::format("{}: run folder, rule {}{} on {}\n", folder, values.at("objective.rule"),
+                  config.model.lora ? fmt::format(", LoRA rank {}", config.model.lora->rank) : "",
+                  config.model.path.empty() ? config.model.config : config.model.path);
+  const std::string metrics = folder + "/metrics.jsonl";
+  if (fs::exists(metrics)) {
+    const LastLine last = last_complete_line(metrics);
+    const auto record = nlohmann::json::parse(last.text, nullptr, /*allow_exceptions=*/false);
+    if (record.is_object()) {
+      text += fmt::format("  {} steps recorded; the last is {}", last.lines,
+                          record.value("step", int64_t{0}));
+      for (const char* key : {"loss_task", "loss_align", "cosine"}) {
+        if (record.contains(key) && record[key].is_number())
+          text += fmt::format(", {} {:.4g}", key, record[key].get<double>());
+      }
+      text += "\n";
+    }
+  }
+  const auto checkpoints = dist::list_checkpoints(folder + "/checkpoints");
+  if (!checkpoints.empty())
+    text += fmt::format("  checkpoints after steps {}\n", fmt::join(checkpoints, ", "));
+  if (fs::exists(folder + "/model"))
+    text += fmt::format("  finished: the model is in {}/model\n", folder);
+  if (fs::exists(folder + "/flight")) {
+    for (const auto& entry : fs::directory_iterator(folder + "/flight"))
+      text += fmt::format("  stood still once: see {}/report.txt\n", entry.path().string());
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string inspect(const std::string& given) {
+  std::string path = given;
+  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
+  auto has = [&](const char* name) { return fs::exists(fmt::format("{}/{}", path, name)); };
+  SAFEGRAD_CHECK(fs::exists(path), InputError, "{}: no such file or folder", path);
+  if (!fs::is_directory(path)) return inspect_file(path);
+  if (has("manifest.json")) return inspect_checkpoint(path);
+  if (has("adapter_config.json")) return inspect_adapter(path);
+  if (has("config.yaml")) return inspect_run(path);
+  if (has("config.json")) return inspect_model(path);
+  throw InputError(
+      fmt::format("{}: neither a model (config.json), an adapter (adapter_config.json), a "
+                  "checkpoint (manifest.json) nor a run "
+                  "(config.yaml)",
+                  path));
+}
+
+}  // namespace safegrad
