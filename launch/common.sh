@@ -3,6 +3,8 @@
 # shellcheck shell=bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source-path=SCRIPTDIR source=mpirun.sh
+source launch/mpirun.sh
 trap 'printf "\nstopped; run it again to continue\n" >&2; exit 130' INT
 
 fail() {
@@ -27,18 +29,12 @@ logged() {
   fail "$label: exit code $status; the whole output is in $log"
 }
 
-# cores: those that this process may use, whatever OMP_NUM_THREADS says.
-cores() {
-  env -u OMP_NUM_THREADS nproc
-}
-
 # on_ranks N COMMAND...: runs the command on N ranks of this machine, which share its cores.
 on_ranks() {
-  local ranks=$1 threads=$(($(cores) / $1))
+  local ranks=$1 term=${TERM:-dumb}
+  local -a options
   shift
-  local -a options=(--quiet --oversubscribe --bind-to none -n "$ranks")
-  [[ $(id -u) -ne 0 ]] || options+=(--allow-run-as-root)
-  local term=${TERM:-dumb}
-  [[ -t 1 ]] || term=dumb  # mpirun's ranks always see a terminal; plain lines for a log
-  TERM=$term OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) mpirun "${options[@]}" "$@" </dev/null
+  mpirun_options "$ranks"
+  [[ -t 1 ]] || term=dumb  # ranks always see a terminal; plain lines for a log
+  TERM=$term OMP_NUM_THREADS=$(threads_for "$ranks") mpirun "${options[@]}" "$@" </dev/null
 }

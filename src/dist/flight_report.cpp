@@ -107,7 +107,7 @@ std::string find_verdict(const std::vector<FlightLog>& logs, const std::vector<i
                        behind.size() > 1 ? "have" : "has", describe(*pivot));
   }
   if (pivot)
-    return fmt::format("all its ranks are in {}: what they send does not arrive", describe(*pivot));
+    return fmt::format("all its ranks have come to {}: what they send does not arrive", describe(*pivot));
   return "no rank is held up any more";
 }
 

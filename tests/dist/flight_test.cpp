@@ -191,7 +191,7 @@ TEST(FlightReport, BlamesNobodyWhereAllOfTheGroupAreThere) {
   const std::string report =
       explain_standstill({log_of(0, 4, first), log_of(1, 4, first), log_of(2, 4, second, false),
                           log_of(3, 4, second, false)});
-  EXPECT_THAT(report, StartsWith("all its ranks are in all_gather 5 of shards 0"));
+  EXPECT_THAT(report, StartsWith("all its ranks have come to all_gather 5 of shards 0"));
   EXPECT_THAT(report,
               HasSubstr("ranks 2, 3: computing; 99 s ago finished all_gather 4 of shards 1"));
 }
