@@ -12,7 +12,8 @@ int check(const CommandLine& line, dist::Launcher& launcher) {
   const dist::ControlPlane& world = launcher.control();
   print_warnings(job.warnings, line, world);
   if (world.rank() == 0 && !line.quiet) {
-    fmt::print("{}: valid for {} ranks; nothing was run\n", line.config, world.size());
+    fmt::print("{}: valid for {} ranks; nothing was run\n", line.config,
+               line.ranks > 0 ? line.ranks : world.size());
   }
   return 0;
 }

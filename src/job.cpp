@@ -119,7 +119,7 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     in_file(line.config, [&] {
       job.model = models::open_model(job.config.model, job.config.train.seed, backend);
     });
-    dist::Mesh::check(control.size(), job.config.parallel.shards);
+    dist::Mesh::check(line.ranks > 0 ? line.ranks : control.size(), job.config.parallel.shards);
     if (purpose == Purpose::evaluate) {
       job.config.data = {};
       job.config.batch.align_sequences = 0;

@@ -102,8 +102,10 @@ int main(int argc, char** argv) {
   };
   add_resume(*add("train", "train as the config says and write the run folder", safegrad::train),
              line);
-  add("check", "check the config, the model's and the data's headers; run nothing",
-      safegrad::check);
+  add("check", "check the config, the model's and the data's headers; run nothing", safegrad::check)
+      ->add_option("--ranks", line.ranks,
+                   "check for this many ranks; default: those that were started")
+      ->check(CLI::PositiveNumber);
   add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
   std::function<std::string()> local;
   std::string path;

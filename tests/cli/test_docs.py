@@ -27,7 +27,7 @@ def test_the_page_is_what_the_schema_says(schema):
         "make it again: build/safegrad schema | .venv/bin/python tools/config_page.py > docs/config.md")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_configs_pass_the_schema(schema, path):
     jsonschema.validate(yaml.safe_load(path.read_text()), schema)
 
