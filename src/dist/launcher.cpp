@@ -63,6 +63,21 @@ std::optional<StoreJob> find_store_job(const Environment& environment) {
       fmt::join(present, ", "), fmt::join(missing, ", "), fmt::join(names, ", ")));
 }
 
+void check_promised_ranks(int found, const Environment& environment, const std::string& remedy) {
+  if (found > 1) return;
+  for (const char* name :
+       {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}) {
+    const char* value = environment(name);
+    if (!value) continue;
+    const int64_t promised = number_in(environment, name, 1, 1 << 30);
+    SAFEGRAD_CHECK(promised <= 1, InputError,
+                   "{} ranks were started ({}), but this one finds itself alone: they would each "
+                   "train by themselves; {}",
+                   promised, name, remedy);
+    return;
+  }
+}
+
 std::unique_ptr<Launcher> make_launcher(int* argc, char*** argv) {
   if (const auto job = find_store_job([](const char* name) { return std::getenv(name); }))
     return make_store_launcher(*job);

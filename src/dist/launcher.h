@@ -56,11 +56,18 @@ using Environment = std::function<const char*(const char* name)>;
 /// InputError that names what is missing or not a number in range.
 std::optional<StoreJob> find_store_job(const Environment& environment);
 
+/// Throws InputError where this process is the only rank that was found, and what started it says
+/// that there are more: ranks that do not know of each other would each train by themselves. Asked
+/// are OMPI_COMM_WORLD_SIZE, PMI_SIZE (MPICH, Intel MPI, srun --mpi=pmi2), MV2_COMM_WORLD_SIZE and
+/// Slurm's SLURM_STEP_NUM_TASKS, the first that is set: the launcher inside speaks before the one
+/// around it. SLURM_NTASKS is none of them, a batch script has it too and is one process.
+/// `remedy`: what to do, as the end of the message.
+void check_promised_ranks(int found, const Environment& environment, const std::string& remedy);
+
 /// Connects to the job's store, or hosts it. Throws CommError where nobody answers in time.
 std::unique_ptr<Launcher> make_store_launcher(const StoreJob& job);
 
-/// MPI, in a build with MPI; else a single rank. Throws InputError if the environment (Slurm,
-/// OpenMPI) promised more ranks than were found.
+/// MPI, in a build with MPI; else a single rank. Throws as check_promised_ranks.
 std::unique_ptr<Launcher> make_default_launcher(int* argc, char*** argv);
 
 /// make_store_launcher where the environment names a store, else make_default_launcher.

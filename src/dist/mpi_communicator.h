@@ -18,8 +18,7 @@ class MpiEnvironment {
 /// Ends every rank of the job with this exit code, at once.
 [[noreturn]] void abort_job(int exit_code);
 
-/// All ranks of the job; collective. Throws InputError if the launcher's environment (Slurm, OpenMPI) promised
-/// more ranks than MPI found, which happens when the launcher and this MPI do not know each other.
+/// All ranks of the job, as MPI found them. Collective.
 std::unique_ptr<Communicator> make_mpi_world();
 
 }  // namespace safegrad::dist

@@ -1,5 +1,6 @@
 // mpi_launcher.cpp: ranks that MPI started, or a single one.
 #include <chrono>
+#include <cstdlib>
 #include <exception>
 
 #include <unistd.h>
@@ -20,6 +21,10 @@ class MpiLauncher : public Launcher {
         mpi_(argc, argv),
         control_(watch(std::unique_ptr<ControlPlane>(make_mpi_world()), watchdog().record(),
                        "control")) {
+    check_promised_ranks(
+        control_->size(), [](const char* name) { return std::getenv(name); },
+        "launcher and MPI do not know each other: take the mpirun of the OpenMPI that this program "
+        "was built with; under Slurm srun --mpi=pmix, or mpirun inside the allocation");
     watchdog().guard({control_->rank(), control_->size(), kStartDeadline, "start", ""});
   }
 

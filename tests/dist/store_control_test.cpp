@@ -319,6 +319,40 @@ TEST(StoreJob, NumbersOutOfRangeAreRefusedWithBothSides) {
             std::string::npos);
 }
 
+// What check_promised_ranks says about a world of one; empty: nothing.
+std::string complaint(const std::map<std::string, std::string>& variables, int found = 1) {
+  try {
+    dist::check_promised_ranks(found, environment(variables), "start it otherwise");
+  } catch (const InputError& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(PromisedRanks, AWorldOfOneThatSomebodyStartedAsManyIsRefused) {
+  for (const char* name :
+       {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}) {
+    EXPECT_EQ(complaint({{name, "4"}}),
+              fmt::format("4 ranks were started ({}), but this one finds itself alone: they would "
+                          "each train by themselves; start it otherwise",
+                          name));
+    EXPECT_EQ(complaint({{name, "1"}}), "");
+    EXPECT_EQ(complaint({{name, "4"}}, 4), "") << "they found each other";
+    EXPECT_NE(complaint({{name, "four"}}).find("got \"four\""), std::string::npos);
+  }
+}
+
+TEST(PromisedRanks, OneProcessInsideAnAllocationIsAlone) {
+  EXPECT_EQ(complaint({}), "");
+  const std::map<std::string, std::string> batch_script = {
+      {"SLURM_JOB_ID", "7"}, {"SLURM_NTASKS", "4"},        {"SLURM_NPROCS", "4"},
+      {"SLURM_PROCID", "0"}, {"SLURM_JOB_NUM_NODES", "2"}, {"SLURM_TASKS_PER_NODE", "2(x2)"}};
+  EXPECT_EQ(complaint(batch_script), "");
+  EXPECT_FALSE(dist::find_store_job(environment(batch_script)));
+  // mpirun -n 1 in a step of four tasks: the launcher inside is the one that started this process.
+  EXPECT_EQ(complaint({{"OMPI_COMM_WORLD_SIZE", "1"}, {"SLURM_STEP_NUM_TASKS", "4"}}), "");
+}
+
 // The ranks of one attempt, as threads, at the store that an agent holds.
 std::vector<std::string> heard_in_attempt(int attempt, uint16_t port) {
   std::vector<std::string> heard(2);
