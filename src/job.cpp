@@ -2,12 +2,15 @@
 
 #include <filesystem>
 
+#include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include "core/error.h"
 #include "core/pack.h"
+#include "core/sha256.h"
 #include "cpu/cpu_backend.h"
+#include "dist/start_agreement.h"
 
 namespace safegrad {
 namespace {
@@ -105,15 +108,61 @@ void guard_ranks(const RunConfig& config, dist::Launcher& launcher, Purpose purp
                              "parallel.timeout_seconds", folder});
 }
 
+// What the ranks must agree on before they act on any of it.
+std::vector<dist::Fact> facts_given(const CommandLine& line, const RunConfig& config,
+                                    Purpose purpose) {
+  const char* commands[] = {"train", "check", "evaluate"};
+  std::vector<dist::Fact> facts = {
+      {"version of safegrad", SAFEGRAD_VERSION},
+      {"version of LibTorch", SAFEGRAD_LIBTORCH_VERSION},
+      // The same version built elsewhere may round otherwise, and ranks would drift apart.
+      {"program (SHA-256)", sha256_of_file("/proc/self/exe").substr(0, 16)},
+      {"command", commands[static_cast<size_t>(purpose)]},
+      {"--resume", line.resume.empty() ? "not given" : line.resume},
+      {"--allow-change", line.allow_change ? "given" : "not given"}};
+  for (const auto& [key, value] : config_values(config)) facts.push_back({key, value});
+  return facts;
+}
+
+std::string hexadecimal(uint64_t value) {
+  return fmt::format("{:016x}", value);
+}
+
+// What they found under the same names.
+std::vector<dist::Fact> facts_found(const Job& job, const Backend& backend) {
+  const models::OpenedModel& model = job.model;
+  const std::string& folder = model.base_folder;
+  std::vector<dist::Fact> facts = {
+      {"threads (OMP_NUM_THREADS)", fmt::format("{}", at::get_num_threads()), true},
+      {"device", backend.name(), true},
+      {"model config.json (SHA-256)",
+       sha256_of_file(folder.empty() ? job.config.model.config : folder + "/config.json")},
+      {"model tokenizer.json (SHA-256)",
+       model.tokenizer_sha256.empty() ? "not there" : model.tokenizer_sha256},
+      {"model weights (sample)",
+       hexadecimal(sampled_fingerprint(model.decoder->units(), *model.weights))}};
+  auto add = [&](const std::string& name, const std::shared_ptr<const TokenFile>& file) {
+    if (file) facts.push_back({name + " content", hexadecimal(file->fingerprint())});
+  };
+  add("data.task", job.data.task);
+  add("data.align", job.data.align);
+  for (size_t i = 0; i < job.data.probes.size(); ++i)
+    add(fmt::format("probe[{}].file", i), job.data.probes[i]);
+  return facts;
+}
+
 }  // namespace
 
 Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose) {
   Job job;
   dist::ControlPlane& control = launcher.control();
+  std::vector<dist::Fact> given, found;
   dist::agree(control, [&] {
     job.config = load_config(line.config, line.overrides);
     in_file(line.config, [&] { check_data_given(job.config, purpose); });
+    given = facts_given(line, job.config, purpose);
   });
+  dist::check_same_start(control, given, job.warnings);
   const Backend& backend = open_device(job, launcher, purpose);
   dist::agree(control, [&] {
     in_file(line.config, [&] {
@@ -127,10 +176,12 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     job.data =
         dist::open_data(job.config, *job.model.decoder, job.model.tokenizer_sha256, job.warnings);
     in_file(line.config, [&] { check_lengths(job.config, job.data); });
+    found = facts_found(job, backend);
     if (purpose == Purpose::evaluate) return;
     check_output(job.config.output);
     in_file(line.config, [&] { check_export(job.config, job.model); });
   });
+  dist::check_same_start(control, found, job.warnings);
   guard_ranks(job.config, launcher, purpose);
   return job;
 }

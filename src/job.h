@@ -23,7 +23,8 @@ struct Job {
 enum class Purpose { train, check, evaluate };
 
 /// Reads the config, chooses the device, opens model and data, and checks all that can be checked
-/// before anything is written. Collective; JobFailed.
+/// before anything is written: among it that all ranks have the same program, command, config,
+/// model and data. Collective; JobFailed.
 Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose);
 
 /// On rank 0, unless the command line says quiet.

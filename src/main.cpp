@@ -131,8 +131,9 @@ int main(int argc, char** argv) {
     launcher = safegrad::dist::make_launcher(&argc, &argv);
     const int rank = launcher->control().rank();
     speaker = fmt::format("rank {}: ", rank);
-    // Every rank sees the same mistake; one of them tells.
-    if (!mistake.empty()) throw safegrad::dist::JobFailed(rank == 0 ? mistake : "", 1);
+    // A rank may have been given another command line than the others; one of them tells.
+    safegrad::dist::agree(launcher->control(),
+                          [&] { SAFEGRAD_CHECK(mistake.empty(), InputError, "{}", mistake); });
     return command(line, *launcher);
   } catch (const safegrad::dist::JobFailed& e) {
     if (*e.what()) fmt::print(stderr, "error: {}\n", e.what());

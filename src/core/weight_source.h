@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "core/parameter.h"
+
 namespace safegrad {
 
 /// Initial values by parameter name. Implementations are deterministic: the same (name, range)
@@ -15,5 +17,9 @@ class WeightSource {
   /// out[0 .. end-begin) <- elements [begin, end) of the flattened (row-major) parameter, as float.
   virtual void read(const std::string& name, int64_t begin, int64_t end, float* out) const = 0;
 };
+
+/// Hash of 16 elements at the beginning, in the middle and at the end of every tensor that `units`
+/// name: tells a model from a later state of its training without reading it.
+uint64_t sampled_fingerprint(const std::vector<Unit>& units, const WeightSource& weights);
 
 }  // namespace safegrad

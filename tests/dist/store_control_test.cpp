@@ -17,6 +17,7 @@
 #include "dist/launcher.h"
 #include "dist/local_rank.h"
 #include "dist/solo_communicator.h"
+#include "dist/start_agreement.h"
 
 namespace safegrad::testing {
 namespace {
@@ -351,6 +352,29 @@ TEST(PromisedRanks, OneProcessInsideAnAllocationIsAlone) {
   EXPECT_FALSE(dist::find_store_job(environment(batch_script)));
   // mpirun -n 1 in a step of four tasks: the launcher inside is the one that started this process.
   EXPECT_EQ(complaint({{"OMPI_COMM_WORLD_SIZE", "1"}, {"SLURM_STEP_NUM_TASKS", "4"}}), "");
+}
+
+TEST(StartAgreement, ADifferenceIsToldThroughAStore) {
+  std::atomic<int> failed = 0;
+  const auto failures = run_ranks(3, 3, kLong, [&](ControlPlane& control) {
+    std::vector<std::string> warnings;
+    dist::check_same_start(control, {{"optimizer.lr", "0.001"}}, warnings);
+    try {
+      dist::check_same_start(control, {{"optimizer.lr", control.rank() == 1 ? "0.1" : "0.001"}},
+                             warnings);
+    } catch (const dist::JobFailed& e) {
+      ++failed;
+      EXPECT_EQ(e.exit_code(), 1);
+      const std::string text = e.what();
+      if (control.rank() == 0)
+        EXPECT_NE(text.find("optimizer.lr: 0.001 on ranks 0, 2; 0.1 on rank 1"), std::string::npos);
+      else
+        EXPECT_EQ(text, "");
+    }
+    EXPECT_TRUE(warnings.empty());
+  });
+  EXPECT_TRUE(failures.empty()) << failures.begin()->second;
+  EXPECT_EQ(failed, 3);
 }
 
 // The ranks of one attempt, as threads, at the store that an agent holds.
