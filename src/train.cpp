@@ -12,9 +12,11 @@
 #include "core/metrics.h"
 #include "core/sha256.h"
 #include "dist/checkpoint.h"
+#include "dist/job_failed.h"
 #include "job.h"
 #include "models/hf_export.h"
 #include "resume.h"
+#include "step_health.h"
 #include "stop_signal.h"
 
 namespace safegrad {
@@ -131,6 +133,10 @@ std::string checkpoint_folder(const RunConfig& config) {
   return config.output + "/checkpoints";
 }
 
+std::string metrics_path(const RunConfig& config) {
+  return config.output + "/metrics.jsonl";
+}
+
 // What a checkpoint of this run says about it. The weights' fingerprint follows when they are read.
 dist::Manifest describe_run(const Job& job) {
   dist::Manifest facts;
@@ -162,7 +168,7 @@ std::unique_ptr<MetricsFile> begin_files(const Job& job, const StartPoint& start
   std::unique_ptr<MetricsFile> metrics;
   dist::agree(mesh.world(), [&] {
     if (mesh.world().rank() != 0) return;
-    const std::string path = job.config.output + "/metrics.jsonl";
+    const std::string path = metrics_path(job.config);
     if (start.is_in(checkpoint_folder(job.config))) {
       // First: should this run end before its first checkpoint, `auto` comes here again.
       dist::name_latest(checkpoint_folder(job.config), start.saved.step);
@@ -188,36 +194,54 @@ void print_start(const Job& job, const CommandLine& line, const StartPoint& star
 }
 
 // Starts a checkpoint; the time that training stands still for it.
-double begin_checkpoint(dist::CheckpointWriter& checkpoints, int64_t step) {
+double begin_checkpoint(dist::CheckpointWriter& checkpoints, int64_t step, bool keep_one_more) {
   const auto begin = std::chrono::steady_clock::now();
-  checkpoints.start(step);
+  checkpoints.start(step, keep_one_more);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Runs what is left after `finished` steps; true if it was asked to stop before the last.
+// Runs what is left after `finished` steps; true if it was asked to stop before the last. Where too
+// many steps in a row were skipped, JobFailed.
 bool run_steps(const Job& job, int64_t finished, dist::Trainer& trainer,
                dist::CheckpointWriter& checkpoints, MetricsFile* metrics, bool talks,
                Summary& summary) {
   const int64_t every = job.config.checkpoint.every_steps, total = trainer.total_steps();
   ProgressLine progress(stdout, total, align_label(job.config));
-  bool stop = false;
-  while (finished < total && !stop) {
+  StepHealth health(job.config,
+                    metrics ? read_losses(metrics_path(job.config)) : std::vector<double>());
+  bool stop = false, due = false;
+  std::string saved;
+  while (finished < total && !stop && !health.gives_up()) {
     StepRecord record = trainer.step(finished, {stop_requested(), checkpoints.writing()});
+    const std::string warning =
+        health.look(record, [&] { return trainer.drawn_task_samples(finished); });
     ++finished;
     // A copy: all of what follows branches on what the ranks agreed on in this step.
     const dist::Notice notice = trainer.notice();
     stop = notice.stop && finished < total;
     record.probe = trainer.run_probes(finished);
     if (checkpoints.open() && !notice.writing) checkpoints.advance();
-    if (stop || (every > 0 && finished % every == 0))
-      record.checkpoint_seconds = begin_checkpoint(checkpoints, finished);
+    due = due || (every > 0 && finished % every == 0);
+    // Skipped steps leave the state as it was: while it may be the state that is wrong, no new copy
+    // of it takes the place of an older one.
+    saved.clear();
+    if (stop || (every > 0 && health.gives_up()) || (due && !record.skipped)) {
+      record.checkpoint_seconds = begin_checkpoint(checkpoints, finished, record.skipped);
+      due = false;
+      saved = checkpoint_folder(job.config) + "/" + dist::checkpoint_name(finished);
+    }
     summary.add(record);
     if (metrics)
       metrics->write(record);  // a full disk ends the job through main: no collective for it
     if (talks) progress.show(record);
+    if (talks && !warning.empty()) {
+      progress.finish();
+      fmt::print(stderr, "warning: {}\n", warning);
+    }
   }
   checkpoints.finish();
   if (talks) progress.finish();
+  if (health.gives_up()) throw dist::JobFailed(metrics ? health.report(saved) : "", 2);
   if (stop && talks) {
     fmt::print("stopped on request after step {}; run again with --resume auto to continue\n",
                finished);

@@ -95,6 +95,7 @@ struct TrainSection {             ///< after load_config exactly one of epochs, 
   std::optional<int64_t> epochs;  ///< > 0, over the task data; neither given: 1 epoch
   std::optional<int64_t> steps;   ///< > 0
   uint64_t seed = 43;
+  int64_t max_skipped_steps = 5;  ///< so many in a row (not finite) end the run; > 0
 
   bool operator==(const TrainSection&) const = default;
 };

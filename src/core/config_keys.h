@@ -102,6 +102,7 @@ void describe(Visitor& v, TrainSection& train) {
   v.key("epochs", train.epochs, kPositive);
   v.key("steps", train.steps, kPositive);
   v.key("seed", train.seed, kNotNegative);
+  v.key("max_skipped_steps", train.max_skipped_steps, kPositive);
 }
 
 template <class Visitor>

@@ -12,6 +12,19 @@
 
 namespace safegrad {
 
+namespace {
+
+nlohmann::ordered_json to_json(const NotFinite& what) {
+  nlohmann::ordered_json json;
+  json["losses"] = what.losses;
+  json["units"] = nlohmann::ordered_json::object();
+  for (const auto& [unit, objectives] : what.units) json["units"][unit] = objectives;
+  json["samples"] = what.samples;
+  return json;
+}
+
+}  // namespace
+
 std::string to_json_line(const StepRecord& record) {
   nlohmann::ordered_json json;
   const auto put = [&json](const char* key, const auto& value) { json[key] = value; };
@@ -43,6 +56,12 @@ std::string to_json_line(const StepRecord& record) {
   put("speed_of_light", record.speed_of_light);
   put_if("checkpoint_seconds", record.checkpoint_seconds);
   put("skipped", record.skipped);
+  if (record.not_finite) json["not_finite"] = to_json(*record.not_finite);
+  if (record.loss_spike) {
+    const LossSpike& spike = *record.loss_spike;
+    json["loss_spike"] = {
+        {"median", spike.median}, {"limit", spike.limit}, {"samples", spike.samples}};
+  }
   put_map("probe", record.probe);
   put_map("phase_seconds", record.phase_seconds);
   put_map("units", record.units);

@@ -8,6 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "core/loss_spike.h"
+#include "core/not_finite.h"
+
 namespace safegrad {
 
 /// The measurements of one optimizer step, already reduced over all ranks. Keys on disk equal the
@@ -31,6 +34,8 @@ struct StepRecord {
   /// Time that training stood still for a checkpoint after this step, on rank 0.
   std::optional<double> checkpoint_seconds;
   bool skipped = false;                         ///< a scalar was NaN or infinite: no rank stepped
+  std::optional<NotFinite> not_finite;          ///< of a skipped step: what
+  std::optional<LossSpike> loss_spike;          ///< loss_task stood out; see LossSpikeRule
   std::map<std::string, double> phase_seconds;  ///< slowest rank
   std::map<std::string, std::map<std::string, double>>
       probe;  ///< name -> class or measure -> value

@@ -99,8 +99,9 @@ void CheckpointWriter::run(std::function<void()> work) {
 }
 
 // Replicas hold the same shards: the first one writes.
-void CheckpointWriter::start(int64_t step) {
+void CheckpointWriter::start(int64_t step, bool keep_one_more) {
   finish();
+  keep_one_more_ = keep_one_more;
   manifest_.step = step;
   manifest_.updates = trainer_.updates();
   phase_ = Phase::writing;
@@ -175,7 +176,9 @@ void CheckpointWriter::advance() {
   const int64_t since = std::exchange(sealed_, manifest_.step);
   run([this, since, digests = std::move(digests)] {
     seal_checkpoint(folder_, manifest_, digests);
-    prune_checkpoints(folder_, since, manifest_.step, keep_);
+    CheckpointSection keep = keep_;
+    keep.keep_last += keep_one_more_;
+    prune_checkpoints(folder_, since, manifest_.step, keep);
   });
 }
 

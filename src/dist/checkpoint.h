@@ -39,8 +39,9 @@ class CheckpointWriter {
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
   /// Begins the checkpoint after `step` finished steps; finishes the one before it first.
-  /// Collective; JobFailed.
-  void start(int64_t step);
+  /// `keep_one_more`: than keep_last, where this one may not be worth an older one. Collective;
+  /// JobFailed.
+  void start(int64_t step, bool keep_one_more = false);
   bool open() const { return phase_ != Phase::idle; }  ///< the same on every rank
   bool writing() const { return busy_; }               ///< this rank's thread is at work
   /// The next phase. Waits for this rank's thread. Collective; where a disk refused on any rank,
@@ -58,6 +59,7 @@ class CheckpointWriter {
   Mesh& mesh_;
   std::string folder_;
   CheckpointSection keep_;
+  bool keep_one_more_ = false;
   Manifest manifest_;
   int64_t sealed_;  // step of the last checkpoint that was begun to be sealed
   std::vector<Copy> copies_;

@@ -260,7 +260,7 @@ std::vector<std::string> differences(const Manifest& saved, const Manifest& now)
   auto free = [](const std::string& key) {
     // Of paths the content counts, which `inputs` has.
     for (const char* whole : {"output", "model.path", "model.config", "data.task", "data.align",
-                              "batch.max_tokens_per_rank"}) {
+                              "batch.max_tokens_per_rank", "train.max_skipped_steps"}) {
       if (key == whole) return true;
     }
     for (const char* section : {"parallel.", "probe[", "checkpoint."}) {

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/schedule.h"
+#include "dist/attribution.h"
 
 namespace safegrad::dist {
 namespace {
@@ -156,7 +157,9 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
   const std::vector<double> tokens = scored_tokens(plan);
 
   const PassSums sums = accumulate(plan, index);
-  const Totals totals = reduce(sums, own);
+  engine_.clock().enter(Phase::surgery);
+  const at::Tensor unit_grams = engine_.inner_products();
+  const Totals totals = reduce(sums, unit_grams, own);
   engine_.clock().enter(Phase::surgery);
   to_means(gram_, tokens);
   for (Gram& unit : unit_grams_) to_means(unit, tokens);
@@ -167,6 +170,8 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
     record.grad_norm = combined_norm(gram_, coefficients_);
     record.clip = clip_factor(record.grad_norm, config_.optimizer.clip_norm);
     update(index, record.clip, tokens);
+  } else {
+    record.not_finite = attribute(mesh_, sums.loss, unit_grams, engine_.units(), plan);
   }
 
   record.loss_task = totals.loss[0] / tokens[0];
@@ -213,9 +218,8 @@ PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<
 // rank's values, summed in rank order, so that all ranks hold the same bits. Inner products are
 // summed over the ranks of one replica (replicas hold the same shards), losses over all ranks. The
 // notices travel along, so that a request to one rank is everybody's at the same step.
-Trainer::Totals Trainer::reduce(const PassSums& sums, const Notice& own) {
-  engine_.clock().enter(Phase::surgery);
-  const at::Tensor unit_grams = engine_.inner_products();
+Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& unit_grams,
+                                const Notice& own) {
   const at::Tensor host = engine_.backend().upload(
       at::tensor({sums.flops, own.stop ? 1.0 : 0.0, own.writing ? 1.0 : 0.0}, at::kDouble));
   std::vector<at::Tensor> parts = {sums.loss, host, unit_grams.sum(0).flatten()};
@@ -312,6 +316,15 @@ void Trainer::describe(StepRecord& record, const StepPlan& plan, int64_t index) 
     record.units[engine_.units()[u].unit().name] = {
         {"uu", g.at(0, 0)}, {"ua", g.at(0, 1)}, {"aa", g.at(1, 1)}};
   }
+}
+
+std::vector<int64_t> Trainer::drawn_task_samples(int64_t index) const {
+  std::vector<int64_t> samples;
+  for (const Draw& draw : planner_.draws(index)) {
+    if (draw.objective == 0) samples.push_back(draw.sample);
+  }
+  std::sort(samples.begin(), samples.end());
+  return samples;
 }
 
 std::map<std::string, std::map<std::string, double>> Trainer::run_probes(int64_t finished) {

@@ -49,7 +49,7 @@ class Trainer {
 
   int64_t total_steps() const { return total_steps_; }
   /// One optimizer step (design §2); `index` counts from 0. One reduction of scalars decides
-  /// everything on every rank.
+  /// everything on every rank; where it is not finite, a second one says what broke.
   StepRecord step(int64_t index, const Notice& own = {});
   /// The notices of all ranks, joined, as they stood in the last step.
   const Notice& notice() const { return notice_; }
@@ -58,6 +58,9 @@ class Trainer {
   std::map<std::string, std::map<std::string, double>> run_probes(int64_t finished);
   /// Streams the model to `sink` (rank 0's; null elsewhere) unit by unit. Collective.
   void export_model(bool merged, ModelSink* sink);
+
+  /// The task samples that step `index` draws, ascending.
+  std::vector<int64_t> drawn_task_samples(int64_t index) const;
 
   Engine& engine() { return engine_; }
   /// Content hash of the model that training started from.
@@ -74,7 +77,7 @@ class Trainer {
 
  private:
   struct Totals;
-  Totals reduce(const PassSums& sums, const Notice& own);
+  Totals reduce(const PassSums& sums, const at::Tensor& unit_grams, const Notice& own);
   PassSums accumulate(const StepPlan& plan, int64_t index);
   PackedBatch pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
                        int64_t index) const;

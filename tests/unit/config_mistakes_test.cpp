@@ -286,6 +286,7 @@ INSTANTIATE_TEST_SUITE_P(
         OutOfRange{"optimizer.clip_norm", "-1", ">= 0"},
         OutOfRange{"schedule.warmup_steps", "-1", ">= 0"}, OutOfRange{"train.epochs", "0", "> 0"},
         OutOfRange{"train.steps", "0", "> 0"}, OutOfRange{"train.seed", "-1", ">= 0"},
+        OutOfRange{"train.max_skipped_steps", "0", "> 0"},
         OutOfRange{"parallel.shards", "0", ">= 1 or all"},
         OutOfRange{"parallel.shards", "-2", ">= 1 or all"},
         OutOfRange{"checkpoint.every_steps", "-1", ">= 0"},

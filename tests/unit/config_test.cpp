@@ -50,6 +50,7 @@ schedule:
 train:
   steps: 11
   seed: 18446744073709551615
+  max_skipped_steps: 9
 parallel:
   device: cuda
   shards: 2
@@ -101,6 +102,7 @@ TEST_F(ConfigTest, EveryKeyReachesItsMember) {
   EXPECT_FALSE(config.train.epochs);
   EXPECT_EQ(config.train.steps, 11);
   EXPECT_EQ(config.train.seed, std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(config.train.max_skipped_steps, 9);
   EXPECT_EQ(config.parallel.device, Device::cuda);
   EXPECT_EQ(config.parallel.shards, 2);
   EXPECT_EQ(config.parallel.recompute, Recompute::block);

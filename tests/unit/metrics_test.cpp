@@ -103,6 +103,25 @@ TEST(StepRecordJson, KeysComeInTheDocumentedOrder) {
                                             "units"}));
 }
 
+TEST(StepRecordJson, WhatWentWrongIsSaidInFull) {
+  StepRecord record = typical();
+  record.skipped = true;
+  record.not_finite = NotFinite{{{"task", {1}}},
+                                {{"layers.10", {"task"}}, {"layers.9", {"task", "align"}}},
+                                {{"task", {3, 7}}}};
+  const auto skipped = nlohmann::ordered_json::parse(to_json_line(record));
+  record = typical();
+  record.loss_spike = LossSpike{1.25, 2.5, {4, 9}};
+  const auto spike = nlohmann::ordered_json::parse(to_json_line(record));
+
+  EXPECT_EQ(skipped["not_finite"].dump(),
+            R"({"losses":{"task":[1]},"units":{"layers.10":["task"],"layers.9":["task","align"]},)"
+            R"("samples":{"task":[3,7]}})");
+  EXPECT_FALSE(skipped.contains("loss_spike"));
+  EXPECT_EQ(spike["loss_spike"].dump(), R"({"median":1.25,"limit":2.5,"samples":[4,9]})");
+  EXPECT_FALSE(spike.contains("not_finite"));
+}
+
 TEST(StepRecordJson, OneObjectiveLeavesOutAlignmentAndEmptyMaps) {
   StepRecord record;
   record.step = 1;

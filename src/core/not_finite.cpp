@@ -1,0 +1,58 @@
+#include "core/not_finite.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+namespace safegrad {
+namespace {
+
+constexpr size_t kMostNamed = 4;  // units in a line for people; the records have all
+
+template <class T>
+void unite(std::vector<T>& into, const std::vector<T>& other) {
+  into.insert(into.end(), other.begin(), other.end());
+  std::sort(into.begin(), into.end());
+  into.erase(std::unique(into.begin(), into.end()), into.end());
+}
+
+}  // namespace
+
+void NotFinite::merge(const NotFinite& other) {
+  for (const auto& [objective, ranks] : other.losses) unite(losses[objective], ranks);
+  for (const auto& [objective, indexes] : other.samples) unite(samples[objective], indexes);
+  for (const auto& [name, objectives] : other.units) {
+    const auto same = std::find_if(units.begin(), units.end(),
+                                   [&](const auto& unit) { return unit.first == name; });
+    if (same == units.end()) {
+      units.emplace_back(name, objectives);
+      continue;
+    }
+    for (const std::string& objective : objectives) {
+      if (std::find(same->second.begin(), same->second.end(), objective) == same->second.end())
+        same->second.push_back(objective);
+    }
+  }
+}
+
+std::string to_text(const NotFinite& what) {
+  std::vector<std::string> parts, units;
+  for (const auto& [objective, ranks] : what.losses) {
+    parts.push_back(fmt::format("loss {} on {} {}", objective, ranks.size() == 1 ? "rank" : "ranks",
+                                fmt::join(ranks, ", ")));
+  }
+  const size_t named = std::min(kMostNamed, what.units.size());
+  for (size_t i = 0; i < named; ++i) {
+    units.push_back(
+        fmt::format("{} ({})", what.units[i].first, fmt::join(what.units[i].second, ", ")));
+  }
+  if (named > 0) {
+    const std::string more =
+        what.units.size() > named ? fmt::format(" and {} more", what.units.size() - named) : "";
+    parts.push_back(fmt::format("gradients of {}{}", fmt::join(units, ", "), more));
+  }
+  return fmt::format("{}", fmt::join(parts, "; "));
+}
+
+}  // namespace safegrad
