@@ -1,7 +1,6 @@
 // train.cpp: the train command: a run from its first line to its model.
 #include <chrono>
 #include <filesystem>
-#include <system_error>
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
@@ -15,20 +14,13 @@
 #include "dist/job_failed.h"
 #include "job.h"
 #include "models/hf_export.h"
+#include "output_folder.h"
 #include "resume.h"
 #include "step_health.h"
 #include "stop_signal.h"
 
 namespace safegrad {
 namespace {
-
-void make_output_folder(const std::string& output) {
-  std::error_code failed;
-  std::filesystem::create_directories(output, failed);
-  SAFEGRAD_CHECK(!failed, InputError,
-                 "output: {} cannot be made: {}; choose another folder with --set output=FOLDER",
-                 output, failed.message());
-}
 
 void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh) {
   const RunConfig& c = job.config;
@@ -259,11 +251,15 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
   const bool talks = speaks && !line.quiet;
   dist::Mesh mesh(job.device->connect(), job.config.parallel.shards);
   dist::Manifest facts = describe_run(job);
+  OutputFolder output(job.config.output);  // rank 0's, until the run ends
+  dist::agree(launcher.control(), [&] {
+    if (speaks) output.claim(job.warnings);
+  });
   const StartPoint start =
       find_start(line.resume, job.config.output, launcher.control(), job.warnings);
   dist::agree(mesh.world(), [&] {
     if (start.resumes()) check_unchanged(start, facts, line.allow_change, job.warnings);
-    if (speaks) make_output_folder(job.config.output);
+    if (speaks) output.make(job.warnings);
   });
   print_warnings(job.warnings, line, launcher.control());
 

@@ -1,7 +1,9 @@
 #include "core/files.h"
 
 #include <cerrno>
+#include <filesystem>
 #include <system_error>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -27,6 +29,22 @@ void sync_folder_of(const std::string& path) {
   // Some network file systems have no fsync for folders and say so with EINVAL.
   SAFEGRAD_CHECK(error == 0 || error == EINVAL, RunError, "{}: cannot sync the folder: {}", folder,
                  system_text(error));
+}
+
+void make_folders(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code failed;
+  std::vector<fs::path> missing;
+  for (fs::path p = path; !p.empty() && !fs::is_directory(p, failed); p = p.parent_path()) {
+    missing.push_back(p);
+    if (p == p.parent_path()) break;
+  }
+  for (; !missing.empty(); missing.pop_back()) {
+    fs::create_directory(missing.back(), failed);
+    SAFEGRAD_CHECK(!failed, RunError, "{}: cannot be made: {}", path, failed.message());
+    // Also where another rank was faster: whoever goes on relies on it.
+    sync_folder_of(missing.back().string());
+  }
 }
 
 InputFile::InputFile(const std::string& path)

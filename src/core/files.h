@@ -57,6 +57,10 @@ class AtomicFile {
   std::FILE* stream_;
 };
 
+/// Makes the folder and those above it that are missing; each is on the disk, in the folder that it
+/// is in, when this returns. Throws RunError (path and the system's text).
+void make_folders(const std::string& path);
+
 /// Renames and removals in the folder of `path` survive a crash of the machine from here on.
 void sync_folder_of(const std::string& path);
 

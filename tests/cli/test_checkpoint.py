@@ -88,6 +88,27 @@ def test_a_second_signal_ends_at_once(job):
     assert not list((job / "out").glob("checkpoints/step-*"))
 
 
+def test_a_second_job_on_the_same_output_is_refused_and_touches_nothing(job):
+    first = start(job, *LONG)
+    wait_for_steps(job / "out", 3)
+    holder = ranks_of(first)[0]
+    for pid in ranks_of(first):
+        os.kill(pid, signal.SIGSTOP)  # so that nothing but the second job could change a file
+    before = snapshot(job / "out")
+    second = train(job, "--resume", "auto", "--set", "output=./out/")
+    after = snapshot(job / "out")
+    for pid in ranks_of(first):
+        os.kill(pid, signal.SIGKILL)
+    first.communicate(timeout=SECONDS)
+
+    assert (second.code, second.out) == (1, "")
+    assert len(second.err.splitlines()) == 1, second.err
+    assert f"error: output: ./out/ is in use by process {holder} on " in second.err
+    assert " since 20" in second.err and "--set output=FOLDER" in second.err
+    assert after == before
+    assert train(job, "--resume", "auto").code == 0, "the lock of a job that was killed is free"
+
+
 def test_ten_kills_at_random_instants_lose_nothing(job):
     tally = soak(job, kills=10, seed=5)
 

@@ -44,6 +44,17 @@ TEST(Files, AnAtomicFileAppearsOnlyWhenCommitted) {
   EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
 }
 
+TEST(Files, FoldersAreMadeWithThoseAboveThem) {
+  const TempFolder folder;
+  make_folders(folder / "a/b/c/");
+  make_folders(folder / "a/b");
+  EXPECT_TRUE(std::filesystem::is_directory(folder / "a/b/c"));
+  write_text(folder / "a/file", "");
+  expect_refused<RunError>([&] { make_folders(folder / "a/file/x"); },
+                           {folder / "a/file/x: cannot be made: File exists"});
+  EXPECT_EQ(test::read_text(folder / "a/file"), "");
+}
+
 TEST(Files, AFailedRenameIsReportedAndCleanedUp) {
   const TempFolder folder;
   const std::string path = folder / "taken";
