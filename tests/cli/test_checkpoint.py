@@ -73,14 +73,19 @@ def test_a_run_that_was_asked_to_stop_goes_on_to_the_same_end(job, way):
     assert model(job / "out") == model(job / "whole")
 
 
-def test_a_second_signal_ends_at_once(job):
+def test_a_second_signal_ends_at_once_and_the_same_one_twice_does_not(job):
     running = start(job, *LONG)
     wait_for_steps(job / "out", 3)
     first, second = ranks_of(running)
     os.kill(second, signal.SIGSTOP)  # no step will end any more
-    os.kill(first, signal.SIGTERM)
-    time.sleep(0.2)
-    assert running.poll() is None
+    begin = time.monotonic()
+    for again in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):  # launcher and batch system
+        os.kill(first, again)
+        time.sleep(0.05)
+    # On a machine so busy that a second has passed this says nothing.
+    alive = ranks_of(running)
+    assert alive == [first, second] or time.monotonic() - begin > 1
+    time.sleep(1.1)
     os.kill(first, signal.SIGUSR1)
     running.communicate(timeout=SECONDS)
 
