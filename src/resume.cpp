@@ -32,6 +32,10 @@ std::string choose_folder(std::string resume, const std::string& own,
                  "--resume {}: there is no such folder; allowed: auto, or the folder of a "
                  "checkpoint such as {}/step-000100",
                  resume, own);
+  SAFEGRAD_CHECK(!dist::is_unfinished(resume), InputError,
+                 "--resume {}: this is what a crash left behind, and not complete; --resume auto "
+                 "takes the newest complete checkpoint of {}",
+                 resume, own);
   // Steps of two runs side by side in one folder could not be told apart later.
   const fs::path parent = fs::weakly_canonical(resume).parent_path();
   SAFEGRAD_CHECK(steps.empty() || parent == fs::weakly_canonical(own), InputError,

@@ -274,7 +274,9 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
   }
   const auto metrics = begin_files(job, start, mesh);
   dist::CheckpointWriter checkpoints(trainer, mesh, checkpoint_folder(job.config),
-                                     job.config.checkpoint, facts);
+                                     job.config.checkpoint, facts, [&metrics] {
+                                       if (metrics) metrics->sync();
+                                     });
   trainer.measure_speed_of_light();
   if (talks) print_header(job, trainer, mesh);
   if (talks) print_start(job, line, start);

@@ -119,6 +119,12 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   if (std::fwrite(bytes.data(), 1, bytes.size(), stream_) != bytes.size()) fail("write");
 }
 
+void AtomicFile::sync() {
+  SAFEGRAD_CHECK(stream_ != nullptr, UsageError, "{}: synced after its end or a failure", path_);
+  if (std::fflush(stream_) != 0) fail("write");
+  if (::fdatasync(::fileno(stream_)) != 0) fail("sync");
+}
+
 void AtomicFile::commit() {
   SAFEGRAD_CHECK(stream_ != nullptr, UsageError, "{}: committed after its end or a failure", path_);
   if (std::fflush(stream_) != 0) fail("write");

@@ -47,6 +47,7 @@ class AtomicFile {
   AtomicFile& operator=(const AtomicFile&) = delete;
 
   void write(std::span<const std::byte> bytes);
+  void sync();  ///< waits until what was written is on the disk
   void commit();
 
  private:

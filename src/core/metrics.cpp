@@ -3,12 +3,15 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <system_error>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <unistd.h>
 
 #include "core/error.h"
+#include "core/files.h"
 
 namespace safegrad {
 
@@ -84,10 +87,10 @@ bool ends_inside_a_line(const std::string& path) {
 
 MetricsFile::MetricsFile(const std::string& path) : path_(path) {
   const bool cut_short = ends_inside_a_line(path);
-  errno = 0;
-  stream_.open(path, std::ios::binary | std::ios::app);
+  stream_.reset(std::fopen(path.c_str(), "abe"));
   SAFEGRAD_CHECK(stream_, RunError, "{}: cannot be opened for writing: {}", path,
                  std::strerror(errno));
+  sync_folder_of(path);  // it may be new
   if (cut_short) append("\n");
 }
 
@@ -95,10 +98,15 @@ void MetricsFile::write(const StepRecord& record) {
   append(to_json_line(record) + "\n");
 }
 
+void MetricsFile::sync() const {
+  SAFEGRAD_CHECK(::fsync(::fileno(stream_.get())) == 0, RunError, "{}: cannot be synced: {}", path_,
+                 std::strerror(errno));
+}
+
 void MetricsFile::append(const std::string& text) {
-  errno = 0;
-  stream_ << text << std::flush;
-  SAFEGRAD_CHECK(stream_, RunError, "{}: cannot be written: {}; make room and run again to resume",
+  const bool written = std::fwrite(text.data(), 1, text.size(), stream_.get()) == text.size() &&
+                       std::fflush(stream_.get()) == 0;
+  SAFEGRAD_CHECK(written, RunError, "{}: cannot be written: {}; make room and run again to resume",
                  path_, std::strerror(errno));
 }
 

@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 #include <cstdio>
-#include <fstream>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -46,19 +46,24 @@ struct StepRecord {
 /// to the same bits; NaN and infinities become null (JSON has none).
 std::string to_json_line(const StepRecord& record);
 
-/// Appends to a file, a line a step, flushed at each. A line that a crash cut short is ended first,
-/// so that it spoils no line but itself. Throws RunError (path, the system's text) if the disk
-/// refuses.
+/// Appends to a file, a line a step, which others can read at once. A line that a crash cut short
+/// is ended first, so that it spoils no line but itself. Throws RunError (path, the system's text)
+/// if the disk refuses.
 class MetricsFile {
  public:
   explicit MetricsFile(const std::string& path);
   void write(const StepRecord& record);
+  /// Lines written before survive a crash of the machine. While another thread writes, too.
+  void sync() const;
 
  private:
   void append(const std::string& text);
 
+  struct Close {
+    void operator()(std::FILE* stream) const { std::fclose(stream); }
+  };
   std::string path_;
-  std::ofstream stream_;
+  std::unique_ptr<std::FILE, Close> stream_;
 };
 
 /// The text of a progress line, `width` columns at most; what does not fit is left out, the least

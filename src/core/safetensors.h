@@ -12,6 +12,8 @@
 
 namespace safegrad {
 
+class Sha256;
+
 enum class Dtype { f64, f32, f16, bf16, i64, i32, u8 };
 
 /// Bytes of one element.
@@ -75,16 +77,19 @@ class SafetensorsWriter {
     Dtype dtype;
     std::vector<int64_t> shape;
   };
-  /// Writes the header. UsageError: a name twice or "__metadata__", text that is not UTF-8, a
+  /// Writes the header. `hash`, which outlives this object, is told all bytes of the file as they
+  /// are meant to be. UsageError: a name twice or "__metadata__", text that is not UTF-8, a
   /// negative or overflowing shape, a header above 100 MB.
   SafetensorsWriter(std::string path, const std::vector<Entry>& entries,
-                    const std::map<std::string, std::string>& metadata);
+                    const std::map<std::string, std::string>& metadata, Sha256* hash = nullptr);
   ~SafetensorsWriter();  // without finish(): removes the temporary file
   SafetensorsWriter(const SafetensorsWriter&) = delete;
   SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
 
   /// Next bytes of the data section. UsageError if more is appended than was declared.
   void append(std::span<const std::byte> bytes);
+  /// Waits until what was appended is on the disk: what is left for finish() is then short.
+  void sync();
   /// UsageError if less was appended than was declared.
   void finish();
 

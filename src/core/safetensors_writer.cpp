@@ -9,6 +9,7 @@
 #include "core/files.h"
 #include "core/json.h"
 #include "core/safetensors.h"
+#include "core/sha256.h"
 
 namespace safegrad {
 namespace {
@@ -58,17 +59,24 @@ Layout lay_out(const std::string& path, const std::vector<SafetensorsWriter::Ent
 struct SafetensorsWriter::State {
   std::string path;
   AtomicFile file;
+  Sha256* hash;
   int64_t declared;
   int64_t appended = 0;
+
+  void write(std::span<const std::byte> bytes) {
+    if (hash) hash->update(bytes);
+    file.write(bytes);
+  }
 };
 
 SafetensorsWriter::SafetensorsWriter(std::string path, const std::vector<Entry>& entries,
-                                     const std::map<std::string, std::string>& metadata) {
+                                     const std::map<std::string, std::string>& metadata,
+                                     Sha256* hash) {
   const Layout layout = lay_out(path, entries, metadata);
-  state_ = std::unique_ptr<State>(new State{path, AtomicFile(path), layout.data_bytes});
+  state_ = std::unique_ptr<State>(new State{path, AtomicFile(path), hash, layout.data_bytes});
   const uint64_t header_bytes = layout.header.size();
-  state_->file.write(std::as_bytes(std::span(&header_bytes, 1)));
-  state_->file.write(std::as_bytes(std::span(layout.header)));
+  state_->write(std::as_bytes(std::span(&header_bytes, 1)));
+  state_->write(std::as_bytes(std::span(layout.header)));
 }
 
 SafetensorsWriter::~SafetensorsWriter() = default;
@@ -78,8 +86,12 @@ void SafetensorsWriter::append(std::span<const std::byte> bytes) {
   SAFEGRAD_CHECK(n <= state_->declared - state_->appended, UsageError,
                  "{}: {} bytes appended after {} of the {} declared", state_->path, n,
                  state_->appended, state_->declared);
-  state_->file.write(bytes);
+  state_->write(bytes);
   state_->appended += n;
+}
+
+void SafetensorsWriter::sync() {
+  state_->file.sync();
 }
 
 void SafetensorsWriter::finish() {

@@ -3,23 +3,20 @@
 #include <algorithm>
 #include <array>
 #include <deque>
-#include <filesystem>
 #include <map>
 #include <span>
-#include <system_error>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "core/files.h"
 #include "core/json.h"
 #include "core/safetensors.h"
 #include "core/sha256.h"
 
 namespace safegrad::dist {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kTensors[] = {"master", "m", "v"};
 constexpr int64_t kMostElements = int64_t{1} << 48;
@@ -47,12 +44,20 @@ Held parse_held(const std::string& text, const std::string& where) {
   return held;
 }
 
-/// 64 hexadecimal digits as 4 words, which ranks can exchange.
-std::vector<uint64_t> to_words(const std::string& digest) {
-  std::vector<uint64_t> words(4, 0);
-  for (size_t i = 0; i < 4 && digest.size() == 64; ++i)
-    words[i] = std::stoull(digest.substr(16 * i, 16), nullptr, 16);
+constexpr size_t kWords = 5;
+
+/// 64 hexadecimal digits and the size as words, which ranks can exchange. Zeros without digits.
+std::vector<uint64_t> to_words(const WrittenShard& shard) {
+  std::vector<uint64_t> words(kWords, 0);
+  for (size_t i = 0; i < 4 && shard.digest.size() == 64; ++i)
+    words[i] = std::stoull(shard.digest.substr(16 * i, 16), nullptr, 16);
+  words[4] = static_cast<uint64_t>(shard.bytes);
   return words;
+}
+
+WrittenShard from_words(std::span<const uint64_t> words) {
+  return {fmt::format("{:016x}{:016x}{:016x}{:016x}", words[0], words[1], words[2], words[3]),
+          static_cast<int64_t>(words[4])};
 }
 
 }  // namespace
@@ -65,12 +70,14 @@ struct CheckpointWriter::Copy {
 };
 
 CheckpointWriter::CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string folder,
-                                   const CheckpointSection& keep, Manifest facts)
+                                   const CheckpointSection& keep, Manifest facts,
+                                   std::function<void()> before_seal)
     : trainer_(trainer),
       mesh_(mesh),
       folder_(std::move(folder)),
       keep_(keep),
       manifest_(std::move(facts)),
+      before_seal_(std::move(before_seal)),
       sealed_(manifest_.step) {
   manifest_.ranks = mesh_.world().size();
   manifest_.shards = mesh_.shards();
@@ -89,8 +96,6 @@ void CheckpointWriter::run(std::function<void()> work) {
   thread_ = std::thread([this, work = std::move(work)] {
     try {
       work();
-    } catch (const InputError& e) {  // of reading back what was written: not the user's mistake
-      failure_ = std::make_exception_ptr(RunError(e.what()));
     } catch (...) {
       failure_ = std::current_exception();
     }
@@ -104,9 +109,25 @@ void CheckpointWriter::start(int64_t step, bool keep_one_more) {
   keep_one_more_ = keep_one_more;
   manifest_.step = step;
   manifest_.updates = trainer_.updates();
+  own_ = {};
+  // One rank alone may be out of memory or threads.
+  agree(mesh_.world(), [&] {
+    if (mesh_.world().rank() >= mesh_.shards()) return;
+    try {
+      copy_state();
+      run([this] { write_shard(); });
+    } catch (const std::exception& error) {
+      throw RunError(
+          fmt::format("rank {}: cannot begin the checkpoint after step {}: {}; it needs 12 bytes "
+                      "of host memory "
+                      "for each trainable parameter that a rank holds, and a thread",
+                      mesh_.world().rank(), step, error.what()));
+    }
+  });
   phase_ = Phase::writing;
-  digest_.clear();
-  if (mesh_.world().rank() >= mesh_.shards()) return;
+}
+
+void CheckpointWriter::copy_state() {
   std::vector<ShardedUnit>& units = trainer_.engine().units();
   copies_.resize(units.size());
   for (size_t u = 0; u < units.size(); ++u) {
@@ -121,14 +142,13 @@ void CheckpointWriter::start(int64_t step, bool keep_one_more) {
       at::from_blob(values.data(), {state.end - state.begin}, at::kFloat).copy_(state.tensors[t]);
     }
   }
-  run([this] { write_shard(); });
 }
 
+// The checksum is of the copy. One of the file read back would come from the system's cache, and
+// would be right for whatever a failing disk or memory made of it.
 void CheckpointWriter::write_shard() {
   const std::string folder = folder_ + "/" + checkpoint_name(manifest_.step) + ".tmp";
-  std::error_code failed;
-  fs::create_directories(folder, failed);
-  SAFEGRAD_CHECK(!failed, RunError, "{}: cannot be made: {}", folder, failed.message());
+  make_folders(folder);
 
   const std::string path = folder + "/" + shard_name(mesh_.shard_group().rank(), manifest_.shards);
   std::vector<SafetensorsWriter::Entry> entries;
@@ -140,19 +160,36 @@ void CheckpointWriter::write_shard() {
       entries.push_back({copy.name + "." + tensor, Dtype::f32, {copy.held.end - copy.held.begin}});
     }
   }
-  SafetensorsWriter writer(path, entries, metadata);
-  constexpr size_t kPiece = size_t{1} << 24;  // floats between two looks at broken_off_
+  Sha256 hash;
+  SafetensorsWriter writer(path, entries, metadata, &hash);
+  // A job that fails waits for this thread: it looks up between pieces, and none is long to sync.
+  constexpr size_t kPiece = size_t{1} << 22;       // floats
+  constexpr int64_t kUnsynced = int64_t{1} << 26;  // bytes
+  int64_t synced = 0;
   for (const Copy& copy : copies_) {
     for (const std::vector<float>& values : copy.tensors) {
       for (size_t i = 0; i < values.size(); i += kPiece) {
         SAFEGRAD_CHECK(!broken_off_, RunError, "{}: broken off", path);
         writer.append(
             std::as_bytes(std::span(values).subspan(i, std::min(kPiece, values.size() - i))));
+        if (hash.bytes() - synced < kUnsynced) continue;
+        writer.sync();
+        synced = hash.bytes();
       }
     }
   }
+  SAFEGRAD_CHECK(!broken_off_, RunError, "{}: broken off", path);
   writer.finish();
-  digest_ = sha256_of_file(path);
+  own_ = {hash.hex(), hash.bytes()};
+}
+
+void CheckpointWriter::seal(int64_t since, const std::vector<WrittenShard>& shards) {
+  if (before_seal_) before_seal_();
+  seal_checkpoint(folder_, manifest_, shards);
+  if (broken_off_) return;
+  CheckpointSection keep = keep_;
+  keep.keep_last += keep_one_more_;
+  prune_checkpoints(folder_, since, manifest_.step, keep);
 }
 
 void CheckpointWriter::advance() {
@@ -166,19 +203,14 @@ void CheckpointWriter::advance() {
   if (over == Phase::sealing) return;
 
   phase_ = Phase::sealing;
-  const std::vector<uint64_t> words = world.all_gather_words(to_words(digest_));
-  if (world.rank() != 0) return;
-  std::vector<std::string> digests;
-  for (size_t i = 0; i < static_cast<size_t>(mesh_.shards()); ++i) {
-    digests.push_back(fmt::format("{:016x}{:016x}{:016x}{:016x}", words[4 * i], words[4 * i + 1],
-                                  words[4 * i + 2], words[4 * i + 3]));
-  }
-  const int64_t since = std::exchange(sealed_, manifest_.step);
-  run([this, since, digests = std::move(digests)] {
-    seal_checkpoint(folder_, manifest_, digests);
-    CheckpointSection keep = keep_;
-    keep.keep_last += keep_one_more_;
-    prune_checkpoints(folder_, since, manifest_.step, keep);
+  const std::vector<uint64_t> words = world.all_gather_words(to_words(own_));
+  agree(world, [&] {
+    if (world.rank() != 0) return;
+    std::vector<WrittenShard> shards;
+    for (size_t i = 0; i < static_cast<size_t>(mesh_.shards()); ++i)
+      shards.push_back(from_words(std::span(words).subspan(kWords * i, kWords)));
+    const int64_t since = std::exchange(sealed_, manifest_.step);
+    run([this, since, shards = std::move(shards)] { seal(since, shards); });
   });
 }
 

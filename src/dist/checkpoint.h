@@ -22,7 +22,7 @@ namespace safegrad::dist {
 /// Writes the checkpoints of a run. All ranks construct it and call the same functions at the same
 /// step boundaries. One checkpoint is under way at a time:
 ///   start    copies this rank's shards to host memory (training stands still); a thread writes
-///            them and syncs the file
+///            them, hashes them from that memory and syncs the file
 ///   advance  once no rank is still writing: the first time, rank 0's thread seals the checkpoint
 ///            and prunes old ones; the second time it is over
 /// Threads touch files and plain memory only. Host memory: 12 bytes a trainable element of the
@@ -30,17 +30,17 @@ namespace safegrad::dist {
 class CheckpointWriter {
  public:
   /// `facts`: config, inputs and versions for the manifest, and as `step` where the run begins.
-  /// Removes what crashes left half-written.
-  /// Collective.
+  /// `before_seal` runs on rank 0's thread: brings to the disk what must not be older than the
+  /// checkpoint. Removes what crashes left half-written. Collective.
   CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string folder, const CheckpointSection& keep,
-                   Manifest facts);
-  ~CheckpointWriter();  ///< breaks off what is under way
+                   Manifest facts, std::function<void()> before_seal = {});
+  ~CheckpointWriter();  ///< breaks off what is under way, within the sync of a few pieces
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
   /// Begins the checkpoint after `step` finished steps; finishes the one before it first.
   /// `keep_one_more`: than keep_last, where this one may not be worth an older one. Collective;
-  /// JobFailed.
+  /// JobFailed: a disk refused, or on some rank there is no memory or no thread.
   void start(int64_t step, bool keep_one_more = false);
   bool open() const { return phase_ != Phase::idle; }  ///< the same on every rank
   bool writing() const { return busy_; }               ///< this rank's thread is at work
@@ -53,7 +53,9 @@ class CheckpointWriter {
   enum class Phase { idle, writing, sealing };
   struct Copy;
   void run(std::function<void()> work);
+  void copy_state();
   void write_shard();
+  void seal(int64_t since, const std::vector<WrittenShard>& shards);
 
   Trainer& trainer_;
   Mesh& mesh_;
@@ -61,9 +63,10 @@ class CheckpointWriter {
   CheckpointSection keep_;
   bool keep_one_more_ = false;
   Manifest manifest_;
+  std::function<void()> before_seal_;
   int64_t sealed_;  // step of the last checkpoint that was begun to be sealed
   std::vector<Copy> copies_;
-  std::string digest_;
+  WrittenShard own_;
   Phase phase_ = Phase::idle;
   std::atomic<bool> busy_{false}, broken_off_{false};
   std::exception_ptr failure_;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <iterator>
 #include <limits>
+#include <span>
 #include <sstream>
 #include <string_view>
 
@@ -86,6 +87,20 @@ void verify_file(const std::string& folder, const std::string& name,
                  printable(sum->second));
 }
 
+// Each rank made its own folder where the disk is not the same for all of them. Opening a file asks
+// a network file system anew, which its size alone might not.
+void check_visible(const std::string& path, int64_t rank, int64_t bytes) {
+  constexpr const char* kShared = "`output` must be on a file system that all ranks share";
+  try {
+    const InputFile file(path);
+    SAFEGRAD_CHECK(file.size() == bytes, RunError, "{}: rank {} wrote {} bytes, rank 0 sees {}; {}",
+                   path, rank, bytes, file.size(), kShared);
+  } catch (const InputError& unseen) {
+    throw RunError(fmt::format("rank {} wrote a shard that rank 0 does not see: {}; {}", rank,
+                               unseen.what(), kShared));
+  }
+}
+
 /// What can be resumed from instead of `folder`.
 std::string alternative(const std::string& folder) {
   const fs::path path = fs::path(folder).lexically_normal();
@@ -150,14 +165,17 @@ std::vector<int64_t> list_checkpoints(const std::string& folder) {
   return steps;
 }
 
+bool is_unfinished(const std::string& path) {
+  const fs::path name = fs::path(path).filename();
+  return (step_of(name.stem().string()) || name.stem() == kLatest) &&
+         (name.extension() == kUnfinished || name.extension() == kReplaced);
+}
+
 void remove_unfinished(const std::string& folder) {
   if (!fs::is_directory(folder)) return;
   on_disk([&] {
     for (const auto& entry : fs::directory_iterator(folder)) {
-      const fs::path& path = entry.path();
-      const bool ours = step_of(path.stem().string()) || path.stem() == kLatest;
-      if (ours && (path.extension() == kUnfinished || path.extension() == kReplaced))
-        fs::remove_all(path);
+      if (is_unfinished(entry.path().string())) fs::remove_all(entry.path());
     }
   });
 }
@@ -209,16 +227,18 @@ Manifest verify_checkpoint(const std::string& folder, int64_t part, int64_t part
 // Each of these steps is on the disk before the next begins, so that a crash leaves the folder
 // either unfinished, which is never read, or complete; and `latest` on a complete one.
 void seal_checkpoint(const std::string& folder, const Manifest& manifest,
-                     const std::vector<std::string>& digests) {
+                     const std::vector<WrittenShard>& shards) {
   const std::string name = checkpoint_name(manifest.step);
   const std::string target = folder + "/" + name, unfinished = target + std::string(kUnfinished);
-  write_file_atomically(unfinished + "/" + kManifest, to_json(manifest));
-  std::string sums =
-      fmt::format("{}  {}\n", sha256_of_file(unfinished + "/" + kManifest), kManifest);
-  for (size_t i = 0; i < digests.size(); ++i) {
-    const auto index = static_cast<int64_t>(i), shards = static_cast<int64_t>(digests.size());
-    sums += fmt::format("{}  {}\n", digests[i], shard_name(index, shards));
+  const std::string text = to_json(manifest);
+  std::string sums = fmt::format("{}  {}\n", sha256_of(std::as_bytes(std::span(text))), kManifest);
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const auto rank = static_cast<int64_t>(i);
+    const std::string shard = shard_name(rank, static_cast<int64_t>(shards.size()));
+    check_visible(unfinished + "/" + shard, rank, shards[i].bytes);
+    sums += fmt::format("{}  {}\n", shards[i].digest, shard);
   }
+  write_file_atomically(unfinished + "/" + kManifest, text);
   write_file_atomically(unfinished + "/" + kSums, sums);
   on_disk([&] {
     // A run that was resumed further back comes by this step again.

@@ -37,6 +37,9 @@ std::string shard_name(int64_t index, int64_t shards);  ///< "shard-00000-of-000
 /// Steps of the complete checkpoints in `folder` (output/checkpoints), ascending; empty if there is
 /// no such folder.
 std::vector<int64_t> list_checkpoints(const std::string& folder);
+/// True for names that crashes leave behind: of a checkpoint that is not complete, or was on its
+/// way out.
+bool is_unfinished(const std::string& path);
 /// Removes what crashes left half-written in `folder`. Throws RunError.
 void remove_unfinished(const std::string& folder);
 
@@ -50,10 +53,17 @@ std::optional<std::string> find_latest(const std::string& folder,
 /// is missing or damaged, and which older checkpoint is left.
 Manifest verify_checkpoint(const std::string& folder, int64_t part, int64_t parts);
 
-/// Turns `folder`/step-N.tmp, in which all shards are, into `folder`/step-N: manifest, checksums
-/// (digests[i] of shard i), rename, `latest`; each on the disk before the next. Throws RunError.
+/// A shard as the rank that wrote it meant it to be, not as a disk gave it back.
+struct WrittenShard {
+  std::string digest;
+  int64_t bytes = 0;
+};
+
+/// Turns `folder`/step-N.tmp, in which shards[i] is shard i, into `folder`/step-N: manifest,
+/// checksums, rename, `latest`; each on the disk before the next. Throws RunError, also where this
+/// rank does not see a shard at its size.
 void seal_checkpoint(const std::string& folder, const Manifest& manifest,
-                     const std::vector<std::string>& digests);
+                     const std::vector<WrittenShard>& shards);
 /// Makes the checkpoint after `step` the one that `--resume auto` means. Throws RunError.
 void name_latest(const std::string& folder, int64_t step);
 /// Removes checkpoints of `folder` older than the `keep_last` newest, but not the multiples of

@@ -153,6 +153,9 @@ REFUSED = {
     "no such checkpoint": (
         lambda f: None, ["--resume", "out/checkpoints/step-000005"],
         ["--resume out/checkpoints/step-000005: there is no such folder"]),
+    "a checkpoint that was not completed": (
+        lambda f: shutil.copytree(f / LAST, f / (LAST + ".tmp")), ["--resume", LAST + ".tmp/"],
+        [f"--resume {LAST}.tmp: this is what a crash left behind", "--resume auto"]),
     "a checkpoint of another run": (
         lambda f: shutil.copytree(f / LAST, f / "other/checkpoints/step-000006"),
         ["--resume", "other/checkpoints/step-000006"], ["has checkpoints of its own"]),

@@ -3,14 +3,21 @@
 #include "dist/checkpoint.h"
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <set>
+#include <thread>
 
 #include <ATen/ATen.h>
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "core/error.h"
 #include "core/files.h"
@@ -316,6 +323,105 @@ TEST_F(Checkpoints, ADiskThatRefusesEndsTheJobOnEveryRankAndLeavesTheLastOneWhol
   EXPECT_EQ(contents(saved(1)), before);
 }
 
+TEST_F(Checkpoints, ARankThatGetsNoThreadTakesTheOthersWithIt) {
+  const RunConfig c = config();
+  TinyJob job(c, world());
+  const auto writer = writer_for(job);
+  const int last = job.mesh.shards() - 1;
+  pthread_attr_t usual, greedy;
+  ASSERT_EQ(pthread_getattr_default_np(&usual), 0);
+  ASSERT_EQ(pthread_getattr_default_np(&greedy), 0);
+  // A stack that no address space has room for.
+  ASSERT_EQ(pthread_attr_setstacksize(&greedy, size_t{1} << 60), 0);
+  if (all_->rank() == last) {
+    ASSERT_EQ(pthread_setattr_default_np(&greedy), 0);
+  }
+  std::string message;
+  try {
+    writer->start(2);
+    ADD_FAILURE() << "rank " << all_->rank() << " went on";
+  } catch (const dist::JobFailed& failed) {
+    message = failed.what();
+    EXPECT_EQ(failed.exit_code(), 2);
+  }
+  pthread_setattr_default_np(&usual);
+
+  EXPECT_EQ(message.find(fmt::format("rank {}: cannot begin the checkpoint after step 2", last)),
+            all_->rank() == last ? 0 : std::string::npos)
+      << message;
+}
+
+// As on several hosts whose output folders are disks of their own.
+TEST_F(Checkpoints, ShardsThatRankZeroDoesNotSeeAreNoCheckpoint) {
+  if (all_->size() == 1) GTEST_SKIP() << "all shards are rank 0's";
+  const RunConfig c = config();
+  TinyJob job(c, world());
+  const std::string own = fmt::format("{}/disk-{}", folder_.path(), all_->rank());
+  dist::CheckpointWriter writer(*job.trainer, job.mesh, own, c.checkpoint, {});
+  writer.start(2);
+  std::string message;
+  try {
+    writer.finish();
+    ADD_FAILURE() << "rank " << all_->rank() << " went on";
+  } catch (const dist::JobFailed& failed) {
+    message = failed.what();
+  }
+  if (all_->rank() == 0) {
+    EXPECT_NE(message.find("rank 1 wrote a shard that rank 0 does not see"), std::string::npos);
+    EXPECT_NE(message.find("a file system that all ranks share"), std::string::npos) << message;
+  }
+  EXPECT_TRUE(dist::list_checkpoints(own).empty());
+}
+
+TEST_F(Checkpoints, WhatMustNotBeOlderIsBroughtToTheDiskFirst) {
+  const RunConfig c = config();
+  TinyJob job(c, world());
+  int64_t calls = 0;
+  bool sealed_before = false;
+  dist::CheckpointWriter writer(*job.trainer, job.mesh, folder(), c.checkpoint, {}, [&] {
+    ++calls;
+    sealed_before = fs::exists(saved(2));
+  });
+  writer.start(2);
+  writer.finish();
+
+  EXPECT_EQ(calls, all_->rank() == 0 ? 1 : 0);
+  EXPECT_FALSE(sealed_before);
+  EXPECT_TRUE(fs::exists(saved(2)));
+}
+
+TEST_F(Checkpoints, AWriterThatGoesAwayBreaksOff) {
+  if (all_->size() != 1) GTEST_SKIP() << "one rank is enough";
+  const RunConfig c = config();
+  TinyJob job(c, world());
+  const std::string unfinished = saved(2) + ".tmp/";
+  auto writer = writer_for(job);
+  fs::create_directories(unfinished);
+  // A pipe is a disk as slow as its reader.
+  const std::string pipe = unfinished + dist::shard_name(0, 1) + ".tmp";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(::fcntl(reader, F_SETPIPE_SZ, 4096), 4096);
+  writer->start(2);
+  for (int waiting = 0; waiting < 4096;) ASSERT_EQ(::ioctl(reader, FIONREAD, &waiting), 0);
+  std::thread ending([&] { writer.reset(); });
+  std::vector<char> buffer(4096);
+  int64_t bytes = 0;
+  while (fs::exists(pipe)) {
+    const ssize_t n = ::read(reader, buffer.data(), buffer.size());
+    bytes += std::max<ssize_t>(n, 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ending.join();
+  ::close(reader);
+
+  int64_t all = 0;
+  for (float unused : state_of(job)) all += sizeof unused;
+  ASSERT_GT(all, 20 * 4096) << "nothing to break off";
+  EXPECT_LT(bytes, all / 2);
+  EXPECT_FALSE(fs::exists(saved(2)));
+}
+
 void flip_bit(const std::string& path, uintmax_t at) {
   std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
   file.seekg(static_cast<std::streamoff>(at));
@@ -380,8 +486,26 @@ void pretend_checkpoint(const std::string& folder, int64_t step) {
   dist::Manifest manifest;
   manifest.step = step;
   manifest.ranks = manifest.shards = 1;
-  fs::create_directories(folder + "/" + dist::checkpoint_name(step) + ".tmp");
-  dist::seal_checkpoint(folder, manifest, {std::string(64, '0')});
+  const std::string unfinished = folder + "/" + dist::checkpoint_name(step) + ".tmp";
+  fs::create_directories(unfinished);
+  std::ofstream(unfinished + "/" + dist::shard_name(0, 1)) << "shard";
+  dist::seal_checkpoint(folder, manifest, {{std::string(64, '0'), 5}});
+}
+
+TEST(CheckpointFolder, AShardOfAnotherSizeThanWasWrittenIsNoCheckpoint) {
+  const test::TempFolder temp;
+  dist::Manifest manifest;
+  manifest.step = 5;
+  manifest.ranks = manifest.shards = 1;
+  fs::create_directories(temp / "step-000005.tmp");
+  test::write_text(temp / "step-000005.tmp/shard-00000-of-00001.safetensors", "shar");
+
+  test::expect_refused<RunError>(
+      [&] {
+        dist::seal_checkpoint(temp.path(), manifest, {{std::string(64, '0'), 5}});
+      },
+      {"shard-00000-of-00001.safetensors", "wrote 5 bytes, rank 0 sees 4"});
+  EXPECT_TRUE(dist::list_checkpoints(temp.path()).empty());
 }
 
 TEST(CheckpointFolder, TheNewestAndTheMultiplesAreKept) {
