@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from disk import disk
 from soak import metrics, model, ranks_of, soak, start, verify_checkpoints
 from test_cli import edit, run, snapshot
 from tiny_job import sequences, write_tokens
@@ -117,7 +118,8 @@ def test_a_second_job_on_the_same_output_is_refused_and_touches_nothing(job):
 def test_ten_kills_at_random_instants_lose_nothing(job):
     tally = soak(job, kills=10, seed=5)
 
-    assert tally.kills >= 10
+    assert tally.kills.total() == 10
+    assert tally.kills["writing"] + tally.kills["sealing"] >= 1
     assert tally.resumed >= 1 and tally.finished
 
 
@@ -235,6 +237,52 @@ def test_metrics_that_a_crash_cut_short_are_measured_again(saved):
         file.write('{"step":9,"lo')
     assert train(saved, "--resume", "auto").code == 0
     assert metrics(saved / "out") == expected
+
+
+def test_nothing_is_counted_as_saved_before_it_is_on_the_disk(job):
+    diary = job / "diary"
+    running = start(job, "--set", "checkpoint.every_steps=3", "--set", "train.steps=4", "--set",
+                    "output=runs/out", variables=disk(job, diary=diary))
+    _, err = running.communicate(timeout=SECONDS)
+    assert (running.returncode, err) == (0, "")
+    lines = [line.replace(f"{job}/runs/out", "OUT").replace(f"{job}", "HERE")
+             for line in diary.read_text().splitlines()]
+    step, shards = "OUT/checkpoints/step-000003", [f"shard-0000{i}-of-00002" for i in range(2)]
+
+    def place(line: str) -> int:
+        assert lines.count(line) == 1, (line, lines)
+        return lines.index(line)
+
+    # What must survive a power cut, each before what relies on it.
+    sealed = place(f"rename {step}")
+    assert place("sync OUT/metrics.jsonl") < sealed
+    for shard in shards:
+        synced = place(f"sync {step}.tmp/{shard}.safetensors.tmp")
+        renamed = place(f"rename {step}.tmp/{shard}.safetensors")
+        assert synced < renamed < place(f"sync {step}.tmp/manifest.json.tmp") < sealed
+    assert place(f"rename {step}.tmp/SHA256SUMS") < sealed
+    latest = place("sync OUT/checkpoints/latest.tmp")
+    assert sealed < latest < place("rename OUT/checkpoints/latest")
+    assert "sync OUT/checkpoints" in lines[sealed:latest]
+    # New folders, in those that they are in.
+    for made, above in (("mkdir HERE/runs", "sync HERE"), ("mkdir HERE/runs/out", "sync HERE/runs"),
+                        ("mkdir OUT/checkpoints", "sync OUT"),
+                        (f"mkdir {step}.tmp", "sync OUT/checkpoints")):
+        made = made.replace("HERE/runs/out", "OUT")
+        assert above in lines[place(made):sealed], above
+
+
+def test_a_disk_that_lies_is_found_out_when_the_checkpoint_is_read(job):
+    lying = start(job, "--set", "checkpoint.every_steps=3", "--set", "train.steps=8",
+                  variables=disk(job, flip="step-000006.tmp/shard-00001"))
+    _, err = lying.communicate(timeout=SECONDS)
+    assert (lying.returncode, err) == (0, ""), "training itself does not see it"
+    edit(job / "config.yaml", "steps: 3\n", "steps: 8\n")
+    ended = train(job, "--resume", "auto")
+
+    assert ended.code == 1
+    assert SHARD + ": is damaged" in ended.err
+    assert "--resume out/checkpoints/step-000003" in ended.err
 
 
 @pytest.fixture
