@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -9,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from soak import metrics, model, start
 from tiny_job import PROGRAM, ROOT
 
 CLUSTER = Path(__file__).with_name("slurm_cluster")
 MISSING = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
-SECONDS = 60
+SECONDS = 180
 
 pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="needs root to start Slurm's daemons"),
@@ -68,24 +70,99 @@ def test_ranks_that_do_not_find_each_other_write_nothing(job, slurm):
     assert not (job / "out").exists()
 
 
-def test_a_warning_signal_ends_the_job_with_a_checkpoint_and_its_exit_code(job, slurm):
-    arguments = ["config.yaml", "--set", "train.steps=800", "--set", "probe=null"]
+LONG = ["config.yaml", "--set", "train.steps=600", "--set", "probe=null", "--set",
+        "model.lora={rank: 4, dropout: 0.1}"]
+
+
+@pytest.fixture
+def whole(job):
+    """Metrics and model of a run that nobody interrupted."""
+    alone = start(job, *LONG[1:], "--set", "output=whole")
+    _, err = alone.communicate(timeout=SECONDS)
+    assert alone.returncode == 0, err
+    return metrics(job / "whole"), model(job / "whole")
+
+
+def begin(job: Path, environment: dict, *options: str) -> tuple[subprocess.Popen, str]:
+    """`sbatch --wait` of a long run that has done some steps by now, and the job's number."""
     waiting = subprocess.Popen(
-        ["sbatch", "--wait", "--parsable", "--ntasks-per-node=2", "--cpus-per-task=1",
-         "--output=job.log", ROOT / "launch/slurm.sbatch", *arguments],
-        cwd=job, env=slurm, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        ["sbatch", "--wait", "--parsable", "--ntasks-per-node=2", "--cpus-per-task=1", *options,
+         "--output=job.log", ROOT / "launch/slurm.sbatch", *LONG],
+        cwd=job, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     number = waiting.stdout.readline().split(";")[0].strip()
     deadline = time.monotonic() + SECONDS
-    while not (job / "out/metrics.jsonl").exists():
+    path = job / "out/metrics.jsonl"
+    while not path.exists() or path.read_text().count("\n") < 5:
         assert time.monotonic() < deadline, (job / "job.log").read_text()
         time.sleep(0.1)
+    return waiting, number
+
+
+def show(environment: dict, number: str) -> str:
+    return subprocess.run(["scontrol", "show", "job", number], env=environment, check=True,
+                          capture_output=True, text=True).stdout
+
+
+def expect_whole(job: Path, environment: dict, waiting: subprocess.Popen, number: str,
+                 whole) -> str:
+    """The job was stopped once, went on by itself, and lost nothing; its log."""
+    deadline = time.monotonic() + SECONDS
+    while not re.search(r"JobState=PENDING(.|\n)*Restarts=1 ", show(environment, number)):
+        assert waiting.poll() is None, (job / "job.log").read_text()
+        assert time.monotonic() < deadline, show(environment, number)
+        time.sleep(0.2)
+    # Slurm would let it wait for two minutes; at once the node would not know its credential.
+    subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now+5seconds"],
+                   env=environment, check=True)
+    waiting.communicate(timeout=SECONDS)
+    log = (job / "job.log").read_text()
+    assert waiting.returncode == 0, log
+    stopped = re.search(r"stopped on request after step (\d+)", log)
+    assert stopped, log
+    assert f"resumes after step {stopped[1]} from out/checkpoints/" in log
+    assert 5 <= int(stopped[1]) < 600
+    assert (metrics(job / "out"), model(job / "out")) == whole
+    return log
+
+
+def test_a_warned_job_queues_itself_again_and_ends_as_if_it_had_not_been(job, slurm, whole):
+    waiting, number = begin(job, slurm)
     # What --signal=USR1@SECONDS does ahead of the time limit: the signal goes to the job's steps.
+    subprocess.run(["scancel", "--signal=USR1", number], env=slurm, check=True)
+
+    log = expect_whole(job, slurm, waiting, number, whole)
+    assert "queues itself again" in log
+
+
+def test_a_preempted_job_goes_on_when_its_node_is_free_again(job, slurm, whole):
+    waiting, number = begin(job, slurm)
+    subprocess.run(["sbatch", "--wait", "--partition=urgent", "--exclusive", "--output=urgent.log",
+                    "--wrap", "sleep 1"], cwd=job, env=slurm, check=True, timeout=SECONDS,
+                   stdin=subprocess.DEVNULL, capture_output=True)
+
+    expect_whole(job, slurm, waiting, number, whole)
+
+
+def test_a_job_that_may_not_be_requeued_ends_with_the_code_that_says_so(job, slurm):
+    waiting, number = begin(job, slurm, "--no-requeue")
     subprocess.run(["scancel", "--signal=USR1", number], env=slurm, check=True)
     waiting.communicate(timeout=SECONDS)
 
     log = (job / "job.log").read_text()
     assert waiting.returncode == 75, log
-    assert "stopped on request after step " in log
-    code, log = submit(job, slurm, *arguments, "--resume", "auto")
+    assert "not queued again; submit it again with --resume auto" in log
+    code, log = submit(job, slurm, *LONG, "--resume", "auto")
     assert code == 0, log
     assert "resumes after step " in log
+
+
+def test_a_cancelled_job_does_not_come_back(job, slurm):
+    waiting, number = begin(job, slurm)
+    subprocess.run(["scancel", number], env=slurm, check=True)
+    waiting.communicate(timeout=SECONDS)
+
+    assert waiting.returncode != 0
+    time.sleep(1)
+    shown = show(slurm, number)
+    assert "JobState=CANCELLED" in shown
+    assert "Restarts=0 " in shown
