@@ -30,14 +30,14 @@ class Ended:
     err: str
 
 
-def run(folder: Path, *arguments: str, ranks: int = 2) -> Ended:
+def run(folder: Path, *arguments: str, ranks: int = 2, seconds: float = SECONDS) -> Ended:
     """The program on `ranks` ranks, with `folder` as its working directory."""
     environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMP_NUM_THREADS": "1",
                                 "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     command = ["mpirun", "--quiet", "--oversubscribe", "--bind-to", "none", "-n", str(ranks),
                PROGRAM, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=SECONDS)
+                          capture_output=True, text=True, timeout=seconds)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
