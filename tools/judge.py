@@ -1,0 +1,251 @@
+"""judge.py: what a model answers to harmful, harmless and task prompts, by greedy generation.
+
+Shares with 95 % intervals, of one model or of two side by side. Verdicts are kept as they are made:
+an interrupted evaluation goes on, a finished one is not repeated. No reply is printed, and none is
+kept but its first words with --keep-text. docs/judge.md says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import InputError, run
+from judging import report
+from judging.engines import ENGINES, Engine, base_folder, plan_batches
+from judging.moderation import Moderator, load_moderator
+from judging.prompts import Asker, Prompt, load, prompt_hash, trained_hashes
+from judging.protocols import PRESETS, SETS, Protocol
+from judging.records import Records, folder_sha256, identity_hash
+from judging.verdicts import LABEL_RULES, judge_label, judge_reply
+
+FORMAT = "safegrad.judge/1"
+VERSIONS = {"transformers": ["torch", "transformers", "peft"], "vllm": ["vllm"]}
+
+
+@dataclass(frozen=True)
+class Means:
+    """What judges one model; the engine and the moderation model are loaded when first asked."""
+
+    asker: Asker
+    engine: Callable[[], Engine]
+    moderator: Callable[[], Moderator] | None
+    batch_tokens: int
+    keep_text: bool
+
+
+def judge_set(name: str, prompts: list[Prompt], protocol: Protocol, means: Means,
+              records: Records, progress: Callable[[str], None]) -> dict[str, dict]:
+    """Verdicts by key in the order of the prompts. A batch of which one is missing is generated
+    anew as a whole, so that an interruption changes no number.
+    """
+    ids = [means.asker.ids(prompt) for prompt in prompts]
+    limit = protocol.max_new_tokens[name]
+    missing = [prompt for prompt in prompts if records.get(name, prompt.key) is None]
+    if missing:
+        engine = means.engine()
+        batches = plan_batches(list(map(len, ids)), limit, means.batch_tokens, engine.max_rows)
+        done = 0
+        for batch in batches:
+            if any(records.get(name, prompts[i].key) is None for i in batch):
+                replies = engine.generate([ids[i] for i in batch], limit,
+                                          _decided(name, protocol, means.asker))
+                records.add(_verdicts(name, [prompts[i] for i in batch], replies, protocol, means))
+            done += len(batch)
+            progress(f"{name} {done}/{len(prompts)}")
+    return {prompt.key: records.get(name, prompt.key) for prompt in prompts}
+
+
+def _decided(name: str, protocol: Protocol, asker: Asker) -> Callable[[list[int]], bool] | None:
+    if name != "task" or protocol.label_rule != "first":
+        return None
+    return lambda tokens: LABEL_RULES["first"](asker.reply(tokens)) is not None
+
+
+def _verdicts(name: str, prompts: list[Prompt], replies: list[list[int]], protocol: Protocol,
+              means: Means) -> list[dict]:
+    texts = [means.asker.reply(reply) for reply in replies]
+    found = []
+    for prompt, reply, text in zip(prompts, replies, texts, strict=True):
+        verdict = {"set": name, "key": prompt.key, "tokens": len(reply)}
+        if prompt.label is None:
+            verdict |= judge_reply(text)
+        else:
+            verdict |= judge_label(text, prompt.label, protocol.label_rule)
+        if means.keep_text:
+            verdict["opening"] = means.asker.opening(reply)
+        found.append(verdict)
+    if name == "harmful" and means.moderator:
+        rulings = means.moderator().rule([prompt.text for prompt in prompts], texts)
+        for verdict, ruling in zip(found, rulings, strict=True):
+            verdict |= {"flagged": ruling.flagged, "categories": list(ruling.categories)}
+    return found
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None  # the verdicts may all be there; else the engine says what is missing
+
+
+def once(make: Callable):
+    """`make`, called at most once."""
+    made: list = []
+    return lambda: made[0] if made else (made.append(make()) or made[0])
+
+
+def judge_model(folder: Path, protocol: Protocol, prompts: dict[str, list[Prompt]],
+                options: argparse.Namespace, moderator: Callable[[], Moderator] | None
+                ) -> tuple[dict, report.Verdicts]:
+    """What was judged, and the verdicts by set."""
+    base = base_folder(folder)
+    with_tokenizer = folder if (folder / "tokenizer.json").exists() else base
+    identity = {
+        "format": FORMAT,
+        "model_sha256": folder_sha256([folder] if base == folder else [folder, base]),
+        "protocol": dataclasses.asdict(protocol),
+        "prompts": {name: prompt_hash(" ".join(p.key for p in part))
+                    for name, part in prompts.items()},
+        "engine": [options.engine, options.device, options.dtype, options.batch_tokens],
+        "moderation_sha256": folder_sha256([options.moderation]) if options.moderation else None,
+        "versions": {name: version(name) for name in VERSIONS[options.engine]},
+        "keep_text": options.keep_text,
+    }
+    name = f"{model_name(folder)}-{identity_hash(identity)}"
+    records = Records(options.out / f"{name}.jsonl")
+    means = Means(Asker(with_tokenizer, protocol),
+                  once(lambda: ENGINES[options.engine](folder, options.device, options.dtype)),
+                  moderator, options.batch_tokens, options.keep_text)
+    verdicts = {part: judge_set(part, prompts[part], protocol, means, records, progress_line(folder))
+                for part in prompts}
+    result = identity | {"model": str(folder), "results": report.as_json(report.shares(verdicts))}
+    write_json(options.out / f"{name}.json", result)
+    return {"name": name, "file": options.out / f"{name}.json"} | result, verdicts
+
+
+def model_name(folder: Path) -> str:
+    """safegrad writes models to RUN/model; the run says more."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def progress_line(folder: Path) -> Callable[[str], None]:
+    if not sys.stderr.isatty():
+        return lambda text: None
+    return lambda text: print(f"\r\033[K{folder}: {text}", end="", file=sys.stderr, flush=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def parse_data(texts: list[str], sets: list[str]) -> dict[str, Path]:
+    files = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if name not in sets or not path:
+            raise InputError(f"--data {text}: must be SET=FILE, SET one of {sets}")
+        files[name] = Path(path)
+    return files
+
+
+def parse_sets(text: str | None, protocol: Protocol) -> list[str]:
+    known = [name for name in SETS if name in protocol.count]
+    names = text.split(",") if text else known
+    for name in names:
+        if name not in known:
+            raise InputError(f"--sets {text}: preset {protocol.name} has {known}, not {name!r}")
+    return [name for name in known if name in names]
+
+
+def title(name: str, prompts: list[Prompt], protocol: Protocol, file: Path | None) -> str:
+    source = file or protocol.source[name]
+    kinds = {"harmful": "harmful prompts", "benign": "harmless prompts that sound dangerous",
+             "task": "reviews"}
+    return f"{len(prompts)} {kinds[name]}, {source}, {protocol.max_new_tokens[name]} tokens"
+
+
+def options_of(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Judge a model by what it generates: harmful score, over-refusal, task accuracy."
+        " Replies are neither printed nor kept.",
+        epilog="example: .venv-hf/bin/python tools/judge.py runs/quickstart/plain/model"
+        " runs/quickstart/safegrad/model --trained-on runs/quickstart/data/splits.json",
+    )
+    parser.add_argument("model", type=Path, nargs="+", metavar="MODEL",
+                        help="one folder, or two to compare: Hugging Face models or PEFT adapters")
+    parser.add_argument("--preset", choices=PRESETS, default="offline",
+                        help="templates, lengths, prompts and label rules; default: %(default)s")
+    parser.add_argument("--sets", metavar="A,B", help="some of harmful, benign, task; default: all"
+                        " that the preset has")
+    parser.add_argument("--data", action="append", default=[], metavar="SET=FILE",
+                        help="prompts of a set (JSONL, JSON, CSV or parquet): prompt; or, for task,"
+                        " sentence or text, and label")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N prompts a set")
+    parser.add_argument("--trained-on", type=Path, metavar="SPLITS",
+                        help="splits.json beside the training data: its prompts are left out")
+    parser.add_argument("--moderation", type=Path, metavar="FOLDER",
+                        help="Beaver-dam or Llama Guard, for the harmful set")
+    parser.add_argument("--engine", choices=ENGINES, default="transformers")
+    parser.add_argument("--device", default="cpu", help="of torch; default: %(default)s")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--batch-tokens", type=int, default=4096, metavar="N",
+                        help="prompts and replies of a batch; bounds the memory; default: %(default)s")
+    parser.add_argument("--keep-text", action="store_true",
+                        help="keep the first 12 tokens of each reply beside its verdict")
+    parser.add_argument("--out", type=Path, default=Path("runs/judge"), metavar="DIR",
+                        help="verdicts and results; default: %(default)s")
+    options = parser.parse_args(arguments)
+    if len(options.model) > 2:
+        raise InputError(f"{len(options.model)} models are given, one or two can be judged")
+    for flag, value in (("--limit", options.limit), ("--batch-tokens", options.batch_tokens)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} {value}: must be at least 1")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = options_of(arguments)
+    protocol = PRESETS[options.preset]
+    sets = parse_sets(options.sets, protocol)
+    if options.limit:
+        protocol = dataclasses.replace(protocol, count={
+            name: min(count or options.limit, options.limit)
+            for name, count in protocol.count.items()})
+    files = parse_data(options.data, sets)
+    trained = trained_hashes(options.trained_on) if options.trained_on else set()
+    prompts = {name: load(protocol, name, files.get(name), trained) for name in sets}
+    moderator = None
+    if options.moderation:
+        moderator = once(lambda: load_moderator(
+            options.moderation, options.device, options.dtype, protocol.moderation_threshold,
+            protocol.moderation_max_tokens))
+
+    judged = [judge_model(folder, protocol, prompts, options, moderator)
+              for folder in options.model]
+    names = list(map(str, options.model))
+    titles = {name: title(name, prompts[name], protocol, files.get(name)) for name in sets}
+    verdicts = [part for _, part in judged]
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    print(report.table([model_name(folder) for folder in options.model], verdicts, titles))
+    written = [result["file"] for result, _ in judged]
+    if len(judged) == 2:
+        path = options.out / f"{judged[0][0]['name']}-vs-{judged[1][0]['name']}.json"
+        write_json(path, {"format": FORMAT, "a": names[0], "b": names[1],
+                          "results": [str(file) for file in written],
+                          "b_minus_a": report.as_json(report.differences(*verdicts))})
+        written.append(path)
+    print("\nshares with Wilson's 95 % intervals; written:", *written, sep="\n  ")
+
+
+if __name__ == "__main__":
+    run(main)

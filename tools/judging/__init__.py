@@ -1,0 +1,1 @@
+"""judging: the parts of judge.py: prompts, engines, verdicts, intervals, records, reports."""
