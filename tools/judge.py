@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import sys
@@ -20,7 +21,7 @@ from errors import InputError, run
 from judging import report
 from judging.engines import ENGINES, Engine, base_folder, plan_batches
 from judging.moderation import Moderator, load_moderator
-from judging.prompts import Asker, Prompt, load, prompt_hash, trained_hashes
+from judging.prompts import Asker, Prompt, load, trained_hashes
 from judging.protocols import PRESETS, SETS, Protocol
 from judging.records import Records, folder_sha256, identity_hash
 from judging.verdicts import LABEL_RULES, judge_label, judge_reply
@@ -95,39 +96,55 @@ def version(package: str) -> str | None:
         return None  # the verdicts may all be there; else the engine says what is missing
 
 
-def once(make: Callable):
-    """`make`, called at most once."""
-    made: list = []
-    return lambda: made[0] if made else (made.append(make()) or made[0])
+def identity_of(name: str, prompts: list[Prompt], protocol: Protocol, options: argparse.Namespace,
+                model_sha256: str, moderation_sha256: str | None) -> dict:
+    """All that the verdicts of one set depend on."""
+    identity = {
+        "format": FORMAT,
+        "model_sha256": model_sha256,
+        "set": name,
+        "prompts_sha256": identity_hash([[prompt.key, prompt.label] for prompt in prompts]),
+        "template": protocol.template,
+        "system": protocol.system,
+        "max_new_tokens": protocol.max_new_tokens[name],
+        "engine": [options.engine, options.device, options.dtype, options.batch_tokens],
+        "versions": {package: version(package) for package in VERSIONS[options.engine]},
+        "keep_text": options.keep_text,
+    }
+    if name == "task":
+        identity |= {"question": protocol.task_question, "label_rule": protocol.label_rule}
+    if name == "harmful" and moderation_sha256:
+        identity["moderation"] = {"sha256": moderation_sha256,
+                                  "threshold": protocol.moderation_threshold,
+                                  "max_tokens": protocol.moderation_max_tokens}
+    return identity
 
 
 def judge_model(folder: Path, protocol: Protocol, prompts: dict[str, list[Prompt]],
                 options: argparse.Namespace, moderator: Callable[[], Moderator] | None
-                ) -> tuple[dict, report.Verdicts]:
-    """What was judged, and the verdicts by set."""
+                ) -> tuple[Path, report.Verdicts]:
+    """The file of results, and the verdicts by set."""
     base = base_folder(folder)
-    with_tokenizer = folder if (folder / "tokenizer.json").exists() else base
-    identity = {
-        "format": FORMAT,
-        "model_sha256": folder_sha256([folder] if base == folder else [folder, base]),
-        "protocol": dataclasses.asdict(protocol),
-        "prompts": {name: prompt_hash(" ".join(p.key for p in part))
-                    for name, part in prompts.items()},
-        "engine": [options.engine, options.device, options.dtype, options.batch_tokens],
-        "moderation_sha256": folder_sha256([options.moderation]) if options.moderation else None,
-        "versions": {name: version(name) for name in VERSIONS[options.engine]},
-        "keep_text": options.keep_text,
-    }
-    name = f"{model_name(folder)}-{identity_hash(identity)}"
-    records = Records(options.out / f"{name}.jsonl")
-    means = Means(Asker(with_tokenizer, protocol),
-                  once(lambda: ENGINES[options.engine](folder, options.device, options.dtype)),
-                  moderator, options.batch_tokens, options.keep_text)
-    verdicts = {part: judge_set(part, prompts[part], protocol, means, records, progress_line(folder))
-                for part in prompts}
-    result = identity | {"model": str(folder), "results": report.as_json(report.shares(verdicts))}
-    write_json(options.out / f"{name}.json", result)
-    return {"name": name, "file": options.out / f"{name}.json"} | result, verdicts
+    asker = Asker(folder if (folder / "tokenizer.json").exists() else base, protocol)
+    engine = functools.cache(lambda: ENGINES[options.engine](folder, options.device, options.dtype))
+    means = Means(asker, engine, moderator, options.batch_tokens, options.keep_text)
+    model_sha256 = folder_sha256([folder] if base == folder else [folder, base])
+    moderation_sha256 = folder_sha256([options.moderation]) if options.moderation else None
+    identities, verdicts = {}, {}
+    for name, part in prompts.items():
+        identities[name] = identity_of(
+            name, part, protocol, options, model_sha256, moderation_sha256)
+        records = Records(options.out / "verdicts" / file_name(folder, identities[name], ".jsonl"))
+        verdicts[name] = judge_set(name, part, protocol, means, records, progress_line(folder))
+    path = options.out / file_name(folder, identities, ".json")
+    write_json(path, {"format": FORMAT, "model": str(folder), "preset": protocol.name,
+                      "judged": identities, "results": report.as_json(report.shares(verdicts))})
+    return path, verdicts
+
+
+def file_name(folder: Path, identity: dict, ending: str) -> str:
+    kind = f"-{identity['set']}" if "set" in identity else ""
+    return f"{model_name(folder)}{kind}-{identity_hash(identity)}{ending}"
 
 
 def model_name(folder: Path) -> str:
@@ -225,23 +242,20 @@ def main(arguments: list[str] | None = None) -> None:
     prompts = {name: load(protocol, name, files.get(name), trained) for name in sets}
     moderator = None
     if options.moderation:
-        moderator = once(lambda: load_moderator(
+        moderator = functools.cache(lambda: load_moderator(
             options.moderation, options.device, options.dtype, protocol.moderation_threshold,
             protocol.moderation_max_tokens))
 
     judged = [judge_model(folder, protocol, prompts, options, moderator)
               for folder in options.model]
-    names = list(map(str, options.model))
     titles = {name: title(name, prompts[name], protocol, files.get(name)) for name in sets}
-    verdicts = [part for _, part in judged]
+    written, verdicts = [path for path, _ in judged], [found for _, found in judged]
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     print(report.table([model_name(folder) for folder in options.model], verdicts, titles))
-    written = [result["file"] for result, _ in judged]
     if len(judged) == 2:
-        path = options.out / f"{judged[0][0]['name']}-vs-{judged[1][0]['name']}.json"
-        write_json(path, {"format": FORMAT, "a": names[0], "b": names[1],
-                          "results": [str(file) for file in written],
+        path = options.out / f"{written[0].stem}-vs-{written[1].name}"
+        write_json(path, {"format": FORMAT, "a": str(written[0]), "b": str(written[1]),
                           "b_minus_a": report.as_json(report.differences(*verdicts))})
         written.append(path)
     print("\nshares with Wilson's 95 % intervals; written:", *written, sep="\n  ")

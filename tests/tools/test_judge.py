@@ -349,6 +349,13 @@ class FakeEngine:
         return tokens[: ends[0]] if ends else tokens
 
 
+def verdicts_of(files, *sets):
+    """Of the sets' JSONL files, in the order that they were written in."""
+    return [json.loads(line) for name in sets or ("harmful", "benign", "task")
+            for file, text in files.items() if f"-{name}-" in file and file.endswith(".jsonl")
+            for line in text.splitlines()]
+
+
 @pytest.fixture
 def job(tmp_path, llama_folder, monkeypatch):
     """Runs judge.py's main on fake engines, one for each of two model folders."""
@@ -371,13 +378,15 @@ def job(tmp_path, llama_folder, monkeypatch):
         "benign": [{"prompt": words(1 + i % 5)} for i in range(17)],
         "task": [{"text": words(1 + i % 6), "label": i % 2} for i in range(19)],
     }
-    arguments = []
     for name, rows in data.items():
-        arguments += ["--data", f"{name}={write_rows(tmp_path / (name + '.jsonl'), rows)}"]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
 
-    def run(*more, out="out", count=1):
+    def run(*more, out="out", count=1, sets=tuple(data)):
+        arguments = ["--sets", ",".join(sets)]
+        for name in sets:
+            arguments += ["--data", f"{name}={tmp_path / name}.jsonl"]
         judge.main([*map(str, models[:count]), *arguments, "--out", str(tmp_path / out), *more])
-        return {path.name: path.read_text() for path in (tmp_path / out).iterdir()}
+        return {path.name: path.read_text() for path in (tmp_path / out).rglob("*.json*")}
 
     run.models, run.made, run.out, run.texts = models, made, tmp_path, data
     return run
@@ -392,7 +401,7 @@ def test_interrupted_evaluation_goes_on_and_ends_the_same(job):
     engine.batches, engine.stop_after = [], 7
     with pytest.raises(KeyboardInterrupt):
         job(out="parts")
-    file = next((job.out / "parts").glob("*.jsonl"))
+    file = max((job.out / "parts").rglob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     file.write_bytes(file.read_bytes()[:-30])  # the last line was being written
     engine.stop_after, engine.batches = None, []
     parts = job(out="parts")
@@ -416,11 +425,22 @@ def test_verdicts_do_not_depend_on_the_batches(job):
     """Another limit, other batches, another file: the same verdicts."""
     one, other = job(out="one_plan"), job("--batch-tokens", "60", out="other_plan")
 
-    def verdicts(files):
-        text = next(text for name, text in files.items() if name.endswith(".jsonl"))
-        return sorted(text.splitlines())
     assert set(one).isdisjoint(other)
-    assert verdicts(one) == verdicts(other)
+    found = [sorted(map(json.dumps, verdicts_of(files))) for files in (one, other)]
+    assert found[0] == found[1] and len(found[0]) == 23 + 17 + 19
+
+
+def test_a_set_is_not_judged_again_when_another_joins_it(job):
+    job(sets=["harmful"])
+    engine = job.made[job.models[0]]
+    before = len(engine.batches)
+    files = job()
+    rest = len(engine.batches) - before
+
+    assert before > 0 and rest > 0
+    assert len(verdicts_of(files, "harmful")) == 23
+    assert verdicts_of(job(out="at_once")) == verdicts_of(files)
+    assert len(engine.batches) == 2 * (before + rest)
 
 
 def test_no_text_is_written_or_printed_unless_asked_for(job, capsys):
@@ -429,19 +449,16 @@ def test_no_text_is_written_or_printed_unless_asked_for(job, capsys):
     texts = [row.get("prompt") or row["text"] for rows in job.texts.values() for row in rows]
     everything = "".join(files.values()) + printed.out + printed.err
     assert not any(text in everything for text in texts)
-    assert "opening" not in files[next(n for n in files if n.endswith(".jsonl"))]
+    assert not any("opening" in line for line in verdicts_of(files))
     assert not re.search(r"of course|hi hi", everything)
 
     kept = job("--keep-text", out="kept")
-    lines = [json.loads(line) for line in
-             next(t for n, t in kept.items() if n.endswith(".jsonl")).splitlines()]
-    assert {line["opening"][:5] for line in lines} > {"I'm s", "Sure,"}
+    assert {line["opening"][:5] for line in verdicts_of(kept)} > {"I'm s", "Sure,"}
     assert not any(text in "".join(kept.values()) for text in texts)
 
 
 def test_labels_end_replies_early(job):
-    text = next(text for name, text in job().items() if name.endswith(".jsonl"))
-    lines = [line for line in map(json.loads, text.splitlines()) if line["set"] == "task"]
+    lines = verdicts_of(job(), "task")
     found = {line["label"]: line["tokens"] for line in lines}
     assert found["positive"] == len("It is positive")  # the tokenizer is of bytes
     assert all(line["correct"] == (line["label"] == line["expected"]) for line in lines)

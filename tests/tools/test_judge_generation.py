@@ -142,13 +142,13 @@ def test_whole_evaluation_of_two_models(tiny, tmp_path, capsys):
     command = [str(folder), str(other), "--out", str(tmp_path / "out"), "--limit", "6"]
     judge.main(command)
     first = capsys.readouterr().out
-    files = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")}
     judge.main(command)
 
     assert "6 harmful prompts, HarmBench, 32 tokens" in first
     assert capsys.readouterr().out == first
-    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
-    assert len(files) == 5
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")} == files
+    assert len(files) == 2 * 3 + 2 + 1
 
 
 # ---- moderation models of the right interface with random weights

@@ -9,7 +9,7 @@ from pathlib import Path
 from errors import InputError
 
 
-def identity_hash(identity: dict) -> str:
+def identity_hash(identity: dict | list) -> str:
     """Names an evaluation: other models, prompts, protocols or versions have other names."""
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
