@@ -141,6 +141,25 @@ def test_paired_interval_agrees_with_the_published_table():
     assert (found.only_a, found.only_b) == (2, 12)
 
 
+def test_positive_correlation_is_corrected():
+    """20, 12, 2, 16: phi = (20 * 16 - 12 * 2 - 50 / 2) / sqrt(32 * 18 * 22 * 28) = 0.45496, worked
+    by hand with Wilson's [0.5014, 0.7586] and [0.3116, 0.5769]. Uncorrected: [0.0618, 0.3242].
+    """
+    found = paired(20, 12, 2, 16)
+    a, b, phi = 0.44, 0.64, 0.45496
+    low = math.sqrt((b - 0.5014) ** 2 - 2 * phi * (b - 0.5014) * (0.5769 - a) + (0.5769 - a) ** 2)
+    high = math.sqrt((0.7586 - b) ** 2 - 2 * phi * (0.7586 - b) * (a - 0.3116) + (a - 0.3116) ** 2)
+
+    # 2e-4: the bounds above have four digits.
+    assert found.low == pytest.approx(0.2 - low, abs=2e-4)
+    assert found.high == pytest.approx(0.2 + high, abs=2e-4)
+    # Below n / 2 nothing of it is left: as if the answers were independent.
+    weak = paired(6, 6, 6, 7)
+    both, margin = wilson(12, 25), 0.48
+    low = math.hypot(margin - both.low, both.high - margin)
+    assert weak.value == 0 and math.isclose(weak.low, -low)
+
+
 def test_paired_interval_turns_with_the_models_and_uses_the_pairs():
     one, other = paired(30, 15, 4, 11), paired(30, 4, 15, 11)
     assert math.isclose(one.low, -other.high) and math.isclose(one.high, -other.low)

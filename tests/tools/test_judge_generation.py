@@ -8,8 +8,9 @@ import pytest
 from conftest import LLAMA3_TEMPLATE, make_folder
 from tokenizers import Tokenizer
 
-torch = pytest.importorskip("torch")
+# First: the torch of launch/setup without a GPU is there for LibTorch and cannot be imported.
 transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 import judge  # noqa: E402
