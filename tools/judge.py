@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import InputError, run
-from judging import report
+from judging import report, verdicts
 from judging.engines import ENGINES, Engine, base_folder, plan_batches
 from judging.moderation import Moderator, load_moderator
 from judging.prompts import Asker, Prompt, load, trained_hashes
@@ -103,7 +103,8 @@ def identity_of(name: str, prompts: list[Prompt], protocol: Protocol, options: a
         "format": FORMAT,
         "model_sha256": model_sha256,
         "set": name,
-        "prompts_sha256": identity_hash([[prompt.key, prompt.label] for prompt in prompts]),
+        "prompts": identity_hash([[prompt.text, prompt.label] for prompt in prompts]),
+        "rules": identity_hash([Path(verdicts.__file__).read_text(encoding="utf-8")]),
         "template": protocol.template,
         "system": protocol.system,
         "max_new_tokens": protocol.max_new_tokens[name],
@@ -130,16 +131,16 @@ def judge_model(folder: Path, protocol: Protocol, prompts: dict[str, list[Prompt
     means = Means(asker, engine, moderator, options.batch_tokens, options.keep_text)
     model_sha256 = folder_sha256([folder] if base == folder else [folder, base])
     moderation_sha256 = folder_sha256([options.moderation]) if options.moderation else None
-    identities, verdicts = {}, {}
+    identities, found = {}, {}
     for name, part in prompts.items():
         identities[name] = identity_of(
             name, part, protocol, options, model_sha256, moderation_sha256)
         records = Records(options.out / "verdicts" / file_name(folder, identities[name], ".jsonl"))
-        verdicts[name] = judge_set(name, part, protocol, means, records, progress_line(folder))
+        found[name] = judge_set(name, part, protocol, means, records, progress_line(folder))
     path = options.out / file_name(folder, identities, ".json")
     write_json(path, {"format": FORMAT, "model": str(folder), "preset": protocol.name,
-                      "judged": identities, "results": report.as_json(report.shares(verdicts))})
-    return path, verdicts
+                      "judged": identities, "results": report.as_json(report.shares(found))})
+    return path, found
 
 
 def file_name(folder: Path, identity: dict, ending: str) -> str:
@@ -187,13 +188,14 @@ def title(name: str, prompts: list[Prompt], protocol: Protocol, file: Path | Non
     source = file or protocol.source[name]
     kinds = {"harmful": "harmful prompts", "benign": "harmless prompts that sound dangerous",
              "task": "reviews"}
-    return f"{len(prompts)} {kinds[name]}, {source}, {protocol.max_new_tokens[name]} tokens"
+    length = protocol.max_new_tokens[name]
+    return f"{len(prompts)} {kinds[name]}, {source}, at most {length} tokens"
 
 
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Judge a model by what it generates: harmful score, over-refusal, task accuracy."
-        " Replies are neither printed nor kept.",
+        description="Judge a model by what it generates: harmful score, over-refusal, task"
+        " accuracy. Replies are neither printed nor kept.",
         epilog="example: .venv-hf/bin/python tools/judge.py runs/quickstart/plain/model"
         " runs/quickstart/safegrad/model --trained-on runs/quickstart/data/splits.json",
     )
@@ -215,7 +217,8 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="of torch; default: %(default)s")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--batch-tokens", type=int, default=4096, metavar="N",
-                        help="prompts and replies of a batch; bounds the memory; default: %(default)s")
+                        help="prompts and replies of a batch, bounds its memory;"
+                        " default: %(default)s")
     parser.add_argument("--keep-text", action="store_true",
                         help="keep the first 12 tokens of each reply beside its verdict")
     parser.add_argument("--out", type=Path, default=Path("runs/judge"), metavar="DIR",
@@ -249,17 +252,21 @@ def main(arguments: list[str] | None = None) -> None:
     judged = [judge_model(folder, protocol, prompts, options, moderator)
               for folder in options.model]
     titles = {name: title(name, prompts[name], protocol, files.get(name)) for name in sets}
-    written, verdicts = [path for path, _ in judged], [found for _, found in judged]
+    written, found = [path for path, _ in judged], [part for _, part in judged]
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    print(report.table([model_name(folder) for folder in options.model], verdicts, titles))
+    print(report.table([model_name(folder) for folder in options.model], found, titles))
     if len(judged) == 2:
         path = options.out / f"{written[0].stem}-vs-{written[1].name}"
         write_json(path, {"format": FORMAT, "a": str(written[0]), "b": str(written[1]),
-                          "b_minus_a": report.as_json(report.differences(*verdicts))})
+                          "b_minus_a": report.as_json(report.differences(*found))})
         written.append(path)
     print("\nshares with Wilson's 95 % intervals; written:", *written, sep="\n  ")
 
 
 if __name__ == "__main__":
-    run(main)
+    try:
+        run(main)
+    except KeyboardInterrupt:
+        print("\nstopped; start it again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -305,11 +305,11 @@ def test_a_preset_whose_prompts_ship_nowhere_asks_for_a_file():
 
 def test_labels_of_files_are_checked(tmp_path):
     rows = [{"sentence": "good", "label": 1}, {"sentence": "bad", "label": "negative"}]
+    wrong = write_rows(tmp_path / "t.jsonl", [{"text": "x", "label": 2}])
     found = prompts.load(SAFEGRAD, "task", write_rows(tmp_path / "s.jsonl", rows), set())
     assert found == [Prompt("good", "positive"), Prompt("bad", "negative")]
     with pytest.raises(InputError, match="row 1: field 'label': is 2, must be 0"):
-        prompts.load(SAFEGRAD, "task", write_rows(tmp_path / "t.jsonl", [{"text": "x", "label": 2}]),
-                     set())
+        prompts.load(SAFEGRAD, "task", wrong, set())
 
 
 def test_built_in_sets_are_of_the_promised_size_and_disjoint():
@@ -330,7 +330,8 @@ def test_prompt_text_of_each_preset(llama_folder):
     tail = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     asked = {name: Asker(llama_folder, preset) for name, preset in PRESETS.items()}
 
-    assert asked["offline"].text(harmful) == asked["safegrad"].text(harmful) == head + "Do it" + tail
+    for preset in ("offline", "safegrad"):
+        assert asked[preset].text(harmful) == head + "Do it" + tail
     assert asked["offline"].text(review) == (
         head + "Is this movie review positive or negative? Answer with one word.\nGood film" + tail)
     assert asked["safegrad"].text(review) == (
@@ -554,3 +555,19 @@ def test_missing_packages_are_named_with_the_command(monkeypatch):
 def test_vllm_is_refused_on_a_cpu(tmp_path):
     with pytest.raises(InputError, match="--device cuda"):
         engines.VllmEngine(tmp_path, "cpu", "float32")
+
+
+def test_other_rules_prompts_or_models_are_another_evaluation(job, monkeypatch):
+    """Otherwise an old verdict would be taken for a new one."""
+    def names(files):
+        return {name for name in files if name.endswith(".jsonl")}
+    before = names(job(out="a"))
+    assert names(job(out="b")) == before
+
+    file = job.out / "harmful.jsonl"
+    file.write_text(file.read_text().replace('"}', '?"}', 1))  # the keys stay the same
+    assert len(names(job(out="c")) - before) == 1
+    rules = job.out / "rules.py"
+    rules.write_text("others")
+    monkeypatch.setattr(judge.verdicts, "__file__", str(rules))
+    assert names(job(out="d")).isdisjoint(before)

@@ -25,7 +25,7 @@ NEW_TOKENS = 12
 
 
 def tiny_llama(folder, seed, kind="LlamaForCausalLM", **more):
-    """A random model over make_folder's tokenizer; sharp enough that no two logits are near ties."""
+    """A random model over make_folder's tokenizer; sharp enough that no two logits nearly tie."""
     make_folder(folder, LLAMA3_TEMPLATE, bos="<|begin_of_text|>")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
@@ -74,6 +74,13 @@ def test_batch_alone_and_argmax_are_the_same(tiny):
     assert engine.generate(prompts, NEW_TOKENS) == expected
     assert engine.generate(prompts[::-1], NEW_TOKENS) == expected[::-1]
     assert [engine.generate([prompt], NEW_TOKENS)[0] for prompt in prompts] == expected
+
+
+def test_a_prompt_that_the_model_cannot_hold_is_refused(tiny):
+    engine = TransformersEngine(tiny[0], "cpu", "float32")
+    with pytest.raises(InputError, match="a prompt of 505 tokens and 12 .* max_position_em.*, 512"):
+        engine.generate([[1] * 3, [1] * 505], NEW_TOKENS)
+    engine.generate([[1] * 500], NEW_TOKENS)
 
 
 def test_reply_ends_at_any_stop_token(tiny):
@@ -146,7 +153,7 @@ def test_whole_evaluation_of_two_models(tiny, tmp_path, capsys):
     files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")}
     judge.main(command)
 
-    assert "6 harmful prompts, HarmBench, 32 tokens" in first
+    assert "6 harmful prompts, HarmBench, at most 32 tokens" in first
     assert capsys.readouterr().out == first
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json*")} == files
     assert len(files) == 2 * 3 + 2 + 1
@@ -202,8 +209,8 @@ def test_guard_is_asked_with_its_own_template(tmp_path):
     folder, model = tiny_llama(tmp_path / "guard", 8)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = (
-        "{{ bos_token }}Policy.\nUser: {{ messages[0].content }}\nAgent: {{ messages[1].content }}\n"
-        "Answer safe or unsafe.<|eot_id|>")
+        "{{ bos_token }}Policy.\nUser: {{ messages[0].content }}\n"
+        "Agent: {{ messages[1].content }}\nAnswer safe or unsafe.<|eot_id|>")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     guard = load_moderator(folder, "cpu", "float32", 0.5, 256)
 

@@ -1,7 +1,7 @@
 """engines.py: greedy generation of a batch of prompts, with transformers or with vLLM.
 
 Both take token ids and return the new ones, up to the token that ends the turn and without it.
-Decoding is the plain argmax: penalties and samplings that a folder's generation_config.json asks for
+Decoding is the plain argmax: penalties and sampling that a folder's generation_config.json asks for
 are left out.
 """
 
@@ -135,6 +135,10 @@ class TransformersEngine:
     def generate(self, prompts: list[list[int]], max_new_tokens: int,
                  decided: Decided | None = None) -> list[list[int]]:
         torch, width = self._torch, max(map(len, prompts))
+        longest = self._model.config.max_position_embeddings
+        if width + max_new_tokens > longest:
+            raise InputError(f"a prompt of {width} tokens and {max_new_tokens} of a reply are more"
+                             f" than the model's max_position_embeddings, {longest}")
         padding = min(self._stops)  # masked before the prompt, cut away after the reply
         ids = torch.full((len(prompts), width), padding)
         mask = torch.zeros_like(ids)
@@ -163,7 +167,7 @@ class TransformersEngine:
 
 
 class VllmEngine:
-    """vLLM's offline engine. It batches by itself; `decided` would only save time and is not used."""
+    """vLLM's offline engine. It batches by itself; `decided` would save time, and is not used."""
 
     max_rows = 512
 

@@ -1,7 +1,7 @@
 """prompts.py: the prompts of a protocol, and how a model is asked them.
 
-Harmful and harmless prompts are read out of published packages, or out of the user's own files, each
-time; nothing of them is stored but a hash of the prompt.
+Harmful and harmless prompts are read out of published packages, or out of the user's own files,
+each time; nothing of them is stored but a hash of the prompt.
 """
 
 from __future__ import annotations

