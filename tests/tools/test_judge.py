@@ -12,7 +12,7 @@ import pytest
 from conftest import LLAMA3_TEMPLATE, make_folder
 from errors import InputError
 from judging import engines, prompts, report
-from judging.engines import base_folder, cut, plan_batches, stop_tokens
+from judging.engines import base_folder, common_prefix, cut, plan_batches, stop_tokens
 from judging.intervals import mcnemar, paired_difference, wilson
 from judging.moderation import QUESTION_ANSWER, Ruling, above_threshold, parse_guard
 from judging.prompts import Asker, Prompt
@@ -199,6 +199,15 @@ def test_batches_hold_every_prompt_once_within_the_limits(seed):
 
 def test_a_prompt_longer_than_the_limit_is_a_batch_of_its_own():
     assert plan_batches([5, 50, 6], 10, max_tokens=32, max_rows=8) == [[1], [2, 0]]
+
+
+@pytest.mark.parametrize(("asked", "shared"), [
+    ([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]], 2), ([[1, 2], [3, 2]], 0), ([[1, 2, 3]], 0),
+    ([[1, 2], [1, 2, 3]], 1), ([[1, 2], [1, 2]], 1), ([[7], [7, 8]], 0),
+    ([[5, 1, 9], [5, 2, 0], [5, 1, 0]], 1),
+])
+def test_common_prefix_leaves_a_token_of_each_prompt(asked, shared):
+    assert common_prefix(asked) == shared
 
 
 def test_reply_ends_before_its_stop_token():

@@ -15,7 +15,7 @@ peft = pytest.importorskip("peft")
 
 import judge  # noqa: E402
 from errors import InputError  # noqa: E402
-from judging.engines import TransformersEngine, stop_tokens  # noqa: E402
+from judging.engines import TransformersEngine, common_prefix, stop_tokens  # noqa: E402
 from judging.moderation import (QUESTION_ANSWER, AnswerClassifier, Guard,  # noqa: E402
                                 load_moderator)
 from judging.prompts import Asker, Prompt  # noqa: E402
@@ -70,10 +70,16 @@ def test_batch_alone_and_argmax_are_the_same(tiny):
     expected = [argmax_loop(model, prompt, stop_tokens(folder, folder)) for prompt in prompts]
 
     assert len({len(prompt) for prompt in prompts}) == len(prompts)  # so all but one are padded
+    assert common_prefix(prompts) > 20
     assert len({tuple(reply) for reply in expected}) > 1
     assert engine.generate(prompts, NEW_TOKENS) == expected
     assert engine.generate(prompts[::-1], NEW_TOKENS) == expected[::-1]
     assert [engine.generate([prompt], NEW_TOKENS)[0] for prompt in prompts] == expected
+    # Nothing shared: the padding is in front.
+    strangers = [[n, *prompt] for n, prompt in enumerate(prompts)]
+    assert common_prefix(strangers) == 0
+    assert engine.generate(strangers, NEW_TOKENS) == [
+        argmax_loop(model, prompt, stop_tokens(folder, folder)) for prompt in strangers]
 
 
 def test_a_prompt_that_the_model_cannot_hold_is_refused(tiny):

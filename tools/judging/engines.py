@@ -48,6 +48,17 @@ def plan_batches(lengths: list[int], max_new_tokens: int, max_tokens: int,
     return batches
 
 
+def common_prefix(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts begin with; at least one of each prompt is not among them. A
+    prompt alone shares nothing.
+    """
+    if len(prompts) == 1:
+        return 0
+    first, last = min(prompts), max(prompts)
+    room = min(map(len, prompts)) - 1
+    return next((i for i in range(room) if first[i] != last[i]), room)
+
+
 def cut(tokens: list[int], stops: set[int]) -> list[int]:
     """`tokens` up to the first that is in `stops`."""
     return tokens[: next((i for i, token in enumerate(tokens) if token in stops), len(tokens))]
@@ -115,7 +126,10 @@ def import_transformers():
 
 
 class TransformersEngine:
-    """Left-padded batches with a key-value cache; rows that have ended wait for the longest."""
+    """Padded batches with a key-value cache. What all prompts of a batch begin with (system message,
+    question) is computed once; the padding stands behind it, so that every row ends in its last
+    token. Rows that have ended wait for the longest.
+    """
 
     max_rows = 64
 
@@ -139,20 +153,31 @@ class TransformersEngine:
         if width + max_new_tokens > longest:
             raise InputError(f"a prompt of {width} tokens and {max_new_tokens} of a reply are more"
                              f" than the model's max_position_embeddings, {longest}")
-        padding = min(self._stops)  # masked before the prompt, cut away after the reply
+        padding = min(self._stops)  # masked in the prompt, cut away after the reply
+        shared = common_prefix(prompts)
         ids = torch.full((len(prompts), width), padding)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt):] = torch.tensor(prompt)
-            mask[row, width - len(prompt):] = 1
+            rest = prompt[shared:]
+            ids[row] = torch.tensor(
+                prompt[:shared] + [padding] * (width - len(prompt)) + rest)
+            mask[row, :shared] = mask[row, width - len(rest):] = 1
+        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
         with torch.inference_mode():
             out = self._model.generate(
-                input_ids=ids.to(self._model.device), attention_mask=mask.to(self._model.device),
+                input_ids=ids, attention_mask=mask,
+                past_key_values=self._prefix(ids[:, :shared]) if shared else None,
                 generation_config=self._transformers.GenerationConfig(
                     do_sample=False, num_beams=1, max_new_tokens=max_new_tokens,
                     eos_token_id=sorted(self._stops), pad_token_id=padding),
                 stopping_criteria=self._early(width, decided) if decided else None)
         return [cut(row, self._stops) for row in out[:, width:].tolist()]
+
+    def _prefix(self, ids):
+        """Keys and values of columns that are the same in every row."""
+        cache = self._model(ids[:1], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(ids))
+        return cache
 
     def _early(self, width: int, decided: Decided):
         torch, stops = self._torch, self._stops
