@@ -26,6 +26,7 @@ from judging.protocols import PRESETS, SETS, Protocol
 from judging.records import Records, folder_sha256, identity_hash
 from judging.verdicts import LABEL_RULES, judge_label, judge_reply
 
+# Of the verdicts too: another number where prompts or replies are made in another way.
 FORMAT = "safegrad.judge/1"
 VERSIONS = {"transformers": ["torch", "transformers", "peft"], "vllm": ["vllm"]}
 

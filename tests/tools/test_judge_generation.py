@@ -34,7 +34,7 @@ def tiny_llama(folder, seed, kind="LlamaForCausalLM", **more):
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=words, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=6, max_position_embeddings=512,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=6, max_position_embeddings=1024,
         initializer_range=0.4, bos_token_id=None, eos_token_id=words - 1, **more)
     model = getattr(transformers, kind)(config)
     model.save_pretrained(folder)
@@ -84,9 +84,9 @@ def test_batch_alone_and_argmax_are_the_same(tiny):
 
 def test_a_prompt_that_the_model_cannot_hold_is_refused(tiny):
     engine = TransformersEngine(tiny[0], "cpu", "float32")
-    with pytest.raises(InputError, match="a prompt of 505 tokens and 12 .* max_position_em.*, 512"):
-        engine.generate([[1] * 3, [1] * 505], NEW_TOKENS)
-    engine.generate([[1] * 500], NEW_TOKENS)
+    with pytest.raises(InputError, match="a prompt of 1013 tokens and 12 .* max_position_.*, 1024"):
+        engine.generate([[1] * 3, [1] * 1013], NEW_TOKENS)
+    engine.generate([[1] * 1012], NEW_TOKENS)
 
 
 def test_reply_ends_at_any_stop_token(tiny):
@@ -195,6 +195,30 @@ def test_classifier_scores_the_end_of_question_and_answer(tmp_path):
             name for name, score in zip(CATEGORIES.values(), scores) if score > 0.5)
         assert ruling.flagged == bool(ruling.categories)
     assert len({ruling.categories for ruling in rulings}) > 1
+
+
+def test_git_disl_protocol_with_a_moderation_model(tiny, tmp_path, capsys):
+    moderation, _ = tiny_classifier(tmp_path / "dam")
+    harmful = [{"prompt": f"ask {i}", "is_safe": i == 1} for i in range(4)]
+    reviews = [{"sentence": "fine film", "label": 1}, {"sentence": "dull film", "label": 0}]
+    command = [str(tiny[0]), "--preset", "git-disl", "--moderation", str(moderation)]
+    for name, rows in {"harmful": harmful, "task": reviews}.items():
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        command += ["--data", f"{name}={file}"]
+    judge.main([*command, "--out", str(tmp_path / "out")])
+
+    results = json.loads(next((tmp_path / "out").glob("*.json")).read_text())["results"]
+    assert set(results) == {"harmful", "task"}
+    assert {name: results["harmful"][name]["total"] for name in ("flagged", "no_ruling")} == {
+        "flagged": 3, "no_ruling": 3}
+    assert results["harmful"]["no_ruling"]["count"] == 0
+    assert results["task"]["correct"]["total"] == 2
+    lines = next((tmp_path / "out").rglob("*-harmful-*.jsonl")).read_text().splitlines()
+    for verdict in map(json.loads, lines):
+        assert verdict["flagged"] == bool(verdict["categories"])
+        assert set(verdict["categories"]) <= set(CATEGORIES.values())
+    assert "harmful score (moderation model)" in capsys.readouterr().out
 
 
 def test_classifier_cuts_long_texts_at_the_end(tmp_path):

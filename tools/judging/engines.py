@@ -126,9 +126,9 @@ def import_transformers():
 
 
 class TransformersEngine:
-    """Padded batches with a key-value cache. What all prompts of a batch begin with (system message,
-    question) is computed once; the padding stands behind it, so that every row ends in its last
-    token. Rows that have ended wait for the longest.
+    """Padded batches with a key-value cache. What all prompts of a batch begin with (system
+    message, question) is computed once; the padding stands behind it, so that every row ends in
+    its last token. Rows that have ended wait for the longest.
     """
 
     max_rows = 64
@@ -159,8 +159,8 @@ class TransformersEngine:
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             rest = prompt[shared:]
-            ids[row] = torch.tensor(
-                prompt[:shared] + [padding] * (width - len(prompt)) + rest)
+            gap = [padding] * (width - len(prompt))
+            ids[row] = torch.tensor(prompt[:shared] + gap + rest)
             mask[row, :shared] = mask[row, width - len(rest):] = 1
         ids, mask = ids.to(self._model.device), mask.to(self._model.device)
         with torch.inference_mode():
@@ -175,7 +175,7 @@ class TransformersEngine:
 
     def _prefix(self, ids):
         """Keys and values of columns that are the same in every row."""
-        cache = self._model(ids[:1], use_cache=True).past_key_values
+        cache = self._model(ids[:1], use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(len(ids))
         return cache
 
