@@ -18,7 +18,7 @@ mpirun_options() {
   [[ $(id -u) -ne 0 ]] || options+=(--allow-run-as-root)
 }
 
-# run_ranks GUARD COMMAND...: runs an mpirun that Ctrl-C and SIGTERM ask for a checkpoint: they become the
+# run_ranks GUARD COMMAND...: runs an mpirun that Ctrl-C, SIGTERM and SIGUSR1 ask for a checkpoint: they become the
 # SIGUSR1 that mpirun hands on to its ranks, while Ctrl-C itself would make it kill them after a
 # second. The second time they end the job. Returns mpirun's exit code. GUARD, the name of a function,
 # runs beside it with mpirun's process id.
@@ -29,13 +29,13 @@ run_ranks() {
   TERM=$term setsid "$@" </dev/null &
   job=$! asked=0
   exec {told}>&2
-  trap stop_ranks INT TERM
+  trap stop_ranks INT TERM USR1
   "$guard" "$job" &
   while kill -0 "$job" 2>/dev/null; do
     status=0
     { wait "$job" || status=$?; } 2>/dev/null  # bash would tell how it ended
   done
-  trap - INT TERM
+  trap - INT TERM USR1
   return "$status"
 }
 

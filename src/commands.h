@@ -18,8 +18,8 @@ struct CommandLine {
   bool allow_change = false;           ///< train: resume although the run would be another
 };
 
-/// Exit code of a run that was asked to stop (SIGTERM, SIGUSR1), has written a checkpoint and can
-/// go on: EX_TEMPFAIL of sysexits.h.
+/// Exit code of a run that was asked to stop (SIGINT, SIGTERM, SIGUSR1), has written a checkpoint
+/// and can go on: EX_TEMPFAIL of sysexits.h.
 inline constexpr int kStoppedOnRequest = 75;
 
 // Every rank of the launcher's job calls them. They return the exit code, and throw JobFailed for

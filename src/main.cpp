@@ -30,7 +30,7 @@ constexpr const char* kIntroduction =
     "A run folder (config key `output`) receives config.yaml, metrics.jsonl and model/, which "
     "transformers loads.\n"
     "Exit codes: 0 done, 1 a mistake in what was given, 2 a failure while running, 75 stopped on "
-    "request (SIGTERM, SIGUSR1) with a checkpoint.";
+    "request (Ctrl-C, SIGTERM, SIGUSR1) with a checkpoint.";
 
 // Large activations are made and freed at every step. Kept in the heap they need no new pages from
 // the kernel each time.

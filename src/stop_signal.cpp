@@ -9,7 +9,7 @@
 namespace safegrad {
 namespace {
 
-constexpr int kSignals[] = {SIGTERM, SIGUSR1};
+constexpr int kSignals[] = {SIGINT, SIGTERM, SIGUSR1};
 constexpr int64_t kSameRequest_ns = 1'000'000'000;
 
 // The one thing that a signal handler can reach; only it writes. Nanoseconds of the monotonic clock

@@ -45,6 +45,7 @@ LORA = ["--set", "model.lora={rank: 4, dropout: 0.1}", "--set", "batch.max_token
 WAYS = {
     "SIGTERM to one rank": (signal_rank(1, signal.SIGTERM), LORA),
     "SIGUSR1 to one rank": (signal_rank(0, signal.SIGUSR1), ["--set", "checkpoint.every_steps=7"]),
+    "Ctrl-C's signal to one rank": (signal_rank(0, signal.SIGINT), []),
     "SIGUSR1 to mpirun": (lambda job: job.send_signal(signal.SIGUSR1), []),
 }
 

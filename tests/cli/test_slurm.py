@@ -29,7 +29,8 @@ def slurm():
     with tempfile.TemporaryDirectory(prefix="safegrad-slurm-") as folder:
         try:
             subprocess.run([CLUSTER, "start", folder], check=True, timeout=SECONDS)
-            yield os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "SAFEGRAD_PROGRAM": PROGRAM}
+            yield os.environ | {"SLURM_CONF": f"{folder}/slurm.conf", "SAFEGRAD_PROGRAM": PROGRAM,
+                                "SAFEGRAD_LAUNCH": str(ROOT / "launch")}
         finally:
             subprocess.run([CLUSTER, "stop", folder], check=True, timeout=SECONDS)
 
@@ -83,11 +84,12 @@ def whole(job):
     return metrics(job / "whole"), model(job / "whole")
 
 
-def begin(job: Path, environment: dict, *options: str) -> tuple[subprocess.Popen, str]:
+def begin(job: Path, environment: dict, *options: str,
+          template: str = "slurm.sbatch") -> tuple[subprocess.Popen, str]:
     """`sbatch --wait` of a long run that has done some steps by now, and the job's number."""
     waiting = subprocess.Popen(
         ["sbatch", "--wait", "--parsable", "--ntasks-per-node=2", "--cpus-per-task=1", *options,
-         "--output=job.log", ROOT / "launch/slurm.sbatch", *LONG],
+         "--output=job.log", ROOT / "launch" / template, *LONG],
         cwd=job, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     number = waiting.stdout.readline().split(";")[0].strip()
     deadline = time.monotonic() + SECONDS
@@ -125,10 +127,12 @@ def expect_whole(job: Path, environment: dict, waiting: subprocess.Popen, number
     return log
 
 
-def test_a_warned_job_queues_itself_again_and_ends_as_if_it_had_not_been(job, slurm, whole):
-    waiting, number = begin(job, slurm)
-    # What --signal=USR1@SECONDS does ahead of the time limit: the signal goes to the job's steps.
-    subprocess.run(["scancel", "--signal=USR1", number], env=slurm, check=True)
+# What the templates' --signal does ahead of the time limit: to the job's steps, or to the script.
+@pytest.mark.parametrize("template, warn", [("slurm.sbatch", ["scancel", "--signal=USR1"]),
+                                            ("slurm-mpirun.sbatch", ["scancel", "--signal=USR1", "--batch"])])
+def test_a_warned_job_queues_itself_again_and_ends_as_if_it_had_not_been(job, slurm, whole, template, warn):
+    waiting, number = begin(job, slurm, template=template)
+    subprocess.run([*warn, number], env=slurm, check=True)
 
     log = expect_whole(job, slurm, waiting, number, whole)
     assert "queues itself again" in log
