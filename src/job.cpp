@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "core/error.h"
+#include "core/gpu_limits.h"
 #include "core/pack.h"
 #include "core/sha256.h"
 #include "cpu/cpu_backend.h"
@@ -151,6 +152,12 @@ std::vector<dist::Fact> facts_found(const Job& job, const Backend& backend) {
   return facts;
 }
 
+// Where a GPU's kernels are at hand they have refused such a model themselves.
+void require_gpu(const models::DecoderConfig& shape) {
+  require_gpu_norms(shape.hidden_size, shape.head_dim);
+  require_gpu_attention(shape.head_dim);
+}
+
 }  // namespace
 
 Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose) {
@@ -167,6 +174,7 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
   dist::agree(control, [&] {
     in_file(line.config, [&] {
       job.model = models::open_model(job.config.model, job.config.train.seed, backend);
+      if (job.config.parallel.device == Device::cuda) require_gpu(job.model.decoder->config());
     });
     dist::Mesh::check(line.ranks > 0 ? line.ranks : control.size(), job.config.parallel.shards);
     if (purpose == Purpose::evaluate) {

@@ -6,7 +6,7 @@
 
 #include <ATen/ATen.h>
 
-#include "core/error.h"
+#include "core/gpu_limits.h"
 
 namespace safegrad::cuda {
 namespace {
@@ -14,7 +14,6 @@ namespace {
 // Causal from the lower right corner: a query sees every key up to its own, also where it continues
 // another sequence and has more keys than queries.
 constexpr int64_t kCausalFromBottomRight = 2;
-constexpr int64_t kWidestHead = 256;
 
 struct Heads {
   at::Tensor q, k, v;  // [T, heads, d] views of the packed tensor
@@ -82,11 +81,7 @@ class InFixedOrder {
 
 void DeviceKernels::require(const AttentionShape& shape, int64_t width) const {
   CudaKernels::require(shape, width);
-  SAFEGRAD_CHECK(
-      shape.head_dim % 8 == 0 && shape.head_dim <= kWidestHead, ModelError,
-      "the model's head_dim is {}; attention on a GPU takes multiples of 8 up to {}; set "
-      "parallel.device: cpu",
-      shape.head_dim, kWidestHead);
+  require_gpu_attention(shape.head_dim);
 }
 
 at::Tensor DeviceKernels::attention(const at::Tensor& qkv, const AttentionShape& shape,

@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 
 #include "core/error.h"
+#include "core/gpu_limits.h"
 #include "cuda/kernels.h"
 
 namespace safegrad::cuda {
@@ -161,9 +162,7 @@ at::Tensor CudaKernels::dropout(const at::Tensor& x, const PackedBatch& batch, d
 }
 
 void CudaKernels::require(const AttentionShape& shape, int64_t width) const {
-  SAFEGRAD_CHECK(std::max(width, shape.head_dim) <= kWidestNorm, ModelError,
-                 "the model is {} wide; norms on a GPU take at most {}; set parallel.device: cpu",
-                 width, kWidestNorm);
+  require_gpu_norms(width, shape.head_dim);
 }
 
 // Not index_add_: on a GPU it adds in any order. Unsafe: the token file's ids were checked, and a

@@ -29,8 +29,7 @@ struct ConstRows {
   int64_t stride;
 };
 
-/// Widest row of the norms: they hold it in registers. A wider one is refused with UsageError.
-inline constexpr int64_t kWidestNorm = 8192;
+/// A row wider than kWidestGpuNorm is refused with UsageError.
 /// y [rows, width] contiguous = x rstd weight; rstd [rows] f32.
 void rms_norm(Element element, ConstRows x, const void* weight, float eps, void* y, float* rstd,
               int64_t rows, int64_t width, Stream stream);

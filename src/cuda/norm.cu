@@ -1,6 +1,7 @@
 // norm.cu: RMSNorm, a row in the registers of its threads, and its backward in one sweep.
 #include <algorithm>
 
+#include "core/gpu_limits.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 
@@ -34,7 +35,7 @@ Plan plan(int64_t width) {
     return {lanes, kSmallThreads};
   }
   const int threads = kWarp * static_cast<int>(ceil_div(accesses, kWarp * kHeld<N>));
-  check_limit("rms_norm", "elements a row", width, kWidestNorm);
+  check_limit("rms_norm", "elements a row", width, kWidestGpuNorm);
   return {threads, threads};
 }
 
