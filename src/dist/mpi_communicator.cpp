@@ -9,17 +9,13 @@
 #include <mpi.h>
 
 #include "core/error.h"
+#include "dist/message_sizes.h"
 #include "dist/node_reduce.h"
 #include "dist/shared_memory.h"
 
 namespace safegrad::dist {
 namespace {
 
-// A reduce-scatter moves pieces of this many bytes: small enough to be summed while still in the
-// cache, large enough that the cost per message does not count.
-constexpr int64_t kChunkBytes = 256 * 1024;
-// Pieces a peer may be ahead: receive buffers a rank holds for each peer.
-constexpr int64_t kWindow = 4;
 // An all-gather's messages: MPI counts are int.
 constexpr int64_t kMessageBytes = 1 << 30;
 constexpr int kTags = 1 << 14;
@@ -95,17 +91,20 @@ class GatherWork : public Work {
 class ReduceScatterWork : public Work {
  public:
   ReduceScatterWork(Group group, at::Tensor shard, at::Tensor full, int tag)
-      : group_(group), shard_(std::move(shard)), full_(std::move(full)), tag_(tag) {
-    piece_ = kChunkBytes / full_.element_size();
-    pieces_ = (shard_.numel() + piece_ - 1) / piece_;
-    received_ = at::empty({kWindow, group_.size, piece_}, full_.options());
-    receives_.assign(static_cast<size_t>(kWindow * group_.size), MPI_REQUEST_NULL);
-    for (int64_t p = 0; p < std::min(kWindow, pieces_); ++p) post_receives(p);
+      : group_(group),
+        shard_(std::move(shard)),
+        full_(std::move(full)),
+        tag_(tag),
+        window_(group.size, shard_.numel(), full_.element_size()),
+        pieces_(window_.pieces) {
+    received_ = at::empty({window_.ahead, group_.size, window_.piece}, full_.options());
+    receives_.assign(static_cast<size_t>(window_.ahead * group_.size), MPI_REQUEST_NULL);
+    for (int64_t p = 0; p < window_.ahead; ++p) post_receives(p);
     for (int64_t p = 0; p < pieces_; ++p) {
       for (int step = 1; step < group_.size; ++step) {
         const int peer = (group_.rank + step) % group_.size;
         const std::byte* data =
-            bytes_of(full_) + (peer * shard_.numel() + p * piece_) * full_.element_size();
+            bytes_of(full_) + (peer * shard_.numel() + p * window_.piece) * full_.element_size();
         group_.check(MPI_Isend(data, byte_count(p), MPI_BYTE, peer, tag_, group_.comm,
                                &sends_.emplace_back()),
                      "reduce_scatter send");
@@ -115,11 +114,11 @@ class ReduceScatterWork : public Work {
 
   void wait() override {
     for (int64_t p = 0; p < pieces_; ++p) {
-      MPI_Request* requests = receives_.data() + (p % kWindow) * group_.size;
+      MPI_Request* requests = receives_.data() + (p % window_.ahead) * group_.size;
       group_.check(MPI_Waitall(group_.size, requests, MPI_STATUSES_IGNORE),
                    "reduce_scatter receive");
       add_piece(p);
-      if (p + kWindow < pieces_) post_receives(p + kWindow);
+      if (p + window_.ahead < pieces_) post_receives(p + window_.ahead);
     }
     group_.check(MPI_Waitall(static_cast<int>(sends_.size()), sends_.data(), MPI_STATUSES_IGNORE),
                  "reduce_scatter send");
@@ -128,25 +127,28 @@ class ReduceScatterWork : public Work {
   }
 
  private:
-  int64_t length(int64_t p) const { return std::min(piece_, shard_.numel() - p * piece_); }
+  int64_t length(int64_t p) const {
+    return std::min(window_.piece, shard_.numel() - p * window_.piece);
+  }
   int byte_count(int64_t p) const { return static_cast<int>(length(p) * full_.element_size()); }
 
   void post_receives(int64_t p) {
     for (int peer = 0; peer < group_.size; ++peer) {
       if (peer == group_.rank) continue;
-      const int64_t slot = (p % kWindow) * group_.size + peer;
-      group_.check(MPI_Irecv(bytes_of(received_) + slot * kChunkBytes, byte_count(p), MPI_BYTE,
-                             peer, tag_, group_.comm, &receives_[static_cast<size_t>(slot)]),
+      const int64_t slot = (p % window_.ahead) * group_.size + peer;
+      std::byte* place = bytes_of(received_) + slot * window_.piece * received_.element_size();
+      group_.check(MPI_Irecv(place, byte_count(p), MPI_BYTE, peer, tag_, group_.comm,
+                             &receives_[static_cast<size_t>(slot)]),
                    "reduce_scatter receive");
     }
   }
 
   void add_piece(int64_t p) {
-    const int64_t begin = p * piece_, n = length(p);
+    const int64_t begin = p * window_.piece, n = length(p);
     at::Tensor sum = shard_.narrow(0, begin, n);
     auto contribution = [&](int peer) {
       return peer == group_.rank ? full_.narrow(0, peer * shard_.numel() + begin, n)
-                                 : received_[p % kWindow][peer].narrow(0, 0, n);
+                                 : received_[p % window_.ahead][peer].narrow(0, 0, n);
     };
     at::add_out(sum, contribution(0), contribution(1));
     for (int peer = 2; peer < group_.size; ++peer) sum.add_(contribution(peer));
@@ -155,7 +157,8 @@ class ReduceScatterWork : public Work {
   Group group_;
   at::Tensor shard_, full_, received_;
   int tag_;
-  int64_t piece_ = 0, pieces_ = 0;
+  ReceiveWindow window_;
+  int64_t pieces_;  // 0 once all are summed
   std::vector<MPI_Request> sends_, receives_;
 };
 
