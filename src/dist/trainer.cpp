@@ -7,71 +7,20 @@
 #include "core/error.h"
 #include "core/schedule.h"
 #include "dist/attribution.h"
+#include "dist/run_shape.h"
 
 namespace safegrad::dist {
 namespace {
-
-at::ScalarType scalar_type(ComputeDtype dtype) {
-  return dtype == ComputeDtype::bfloat16 ? at::kBFloat16 : at::kFloat;
-}
 
 bool any_likelihood_probe(const RunData& data) {
   return std::any_of(data.probes.begin(), data.probes.end(),
                      [](const auto& file) { return !file->has_choices(); });
 }
 
-EngineOptions engine_options(const RunConfig& config, const RunData& data, CausalLM& model) {
-  EngineOptions options;
-  const bool kl = data.align && config.objective.align_loss == AlignLoss::kl;
-  if (data.align) options.losses.push_back(kl ? Loss::kl : Loss::cross_entropy);
-  options.keep_reference_head = model.head().trainable && (kl || any_likelihood_probe(data));
-  options.sharding = {scalar_type(config.model.dtype), scalar_type(config.parallel.reduce_dtype),
-                      config.parallel.frozen == FrozenWeights::replicated};
-  options.recompute = config.parallel.recompute;
-  return options;
-}
-
-int64_t task_samples(const RunConfig& config, const RunData& data) {
-  return config.train.steps ? 0 : config.train.epochs.value_or(1) * data.task->size();
-}
-
-int64_t count_steps(const RunConfig& config, const RunData& data) {
-  if (config.train.steps) return *config.train.steps;
-  return (task_samples(config, data) + config.batch.task_sequences - 1) /
-         config.batch.task_sequences;
-}
-
 std::vector<ObjectiveData> objective_data(const RunConfig& config, const RunData& data) {
   std::vector<ObjectiveData> objectives = {{data.task.get(), false, {}}};
-  if (data.align) {
-    const bool all = config.objective.align_loss == AlignLoss::kl &&
-                     config.objective.kl_positions == KlPositions::all;
-    objectives.push_back({data.align.get(), all, {}});
-  }
+  if (data.align) objectives.push_back({data.align.get(), scores_all_positions(config), {}});
   return objectives;
-}
-
-Planner make_planner(const RunConfig& config, const RunData& data,
-                     const std::vector<ObjectiveData>& objectives, CausalLM& model, int64_t ranks) {
-  std::vector<Stream> streams;
-  for (const ObjectiveData& objective : objectives) {
-    Stream stream;
-    for (int64_t i = 0; i < objective.file->size(); ++i) {
-      stream.lengths.push_back(objective.file->length(i));
-      stream.scored.push_back(scored_rows(objective, i));
-    }
-    stream.per_step = streams.empty() ? config.batch.task_sequences : config.batch.align_sequences;
-    streams.push_back(std::move(stream));
-  }
-  double block_weights = 0;
-  for (int64_t b = 0; b < model.blocks(); ++b) {
-    for (const Parameter* p : model.units()[model.block_unit(b)].parameters) {
-      block_weights += static_cast<double>(p->numel());
-    }
-  }
-  return Planner(std::move(streams), ranks, config.batch.max_tokens_per_rank, config.train.seed,
-                 task_samples(config, data),
-                 static_cast<double>(model.head().numel()) / block_weights);
 }
 
 // Inner products of summed gradients -> of gradients that are means per token.
@@ -108,10 +57,11 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
     : config_(config),
       mesh_(mesh),
       data_(data),
-      engine_(model, mesh, engine_options(config, data, model)),
+      engine_(model, mesh, engine_options(config, model, any_likelihood_probe(data))),
       objectives_(objective_data(config, data)),
-      total_steps_(count_steps(config, data)),
-      planner_(make_planner(config, data, objectives_, model, mesh.world().size())),
+      total_steps_(count_steps(config, data.task->size())),
+      planner_(make_planner(config, make_streams(config, objectives_), data.task->size(), model,
+                            mesh.world().size())),
       rule_{config.objective.rule, config.objective.rho, config.objective.cagrad_c},
       gram_(engine_.objectives()) {
   engine_.load(weights);
@@ -134,12 +84,7 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
         file->has_choices() ? nullptr : reference(ObjectiveData{file.get(), false, {}}),
         config_.probe[i].every_steps);
   }
-  if (config_.objective.gradients == GradientMode::one_pass) {
-    passes_.emplace_back();
-    for (size_t k = 0; k < objectives_.size(); ++k) passes_[0].push_back(k);
-  } else {
-    for (size_t k = 0; k < objectives_.size(); ++k) passes_.push_back({k});
-  }
+  passes_ = make_passes(config_, objectives_.size());
 }
 
 void Trainer::measure_speed_of_light() {
@@ -369,8 +314,7 @@ std::map<std::string, std::map<std::string, double>> evaluate_probes(const RunCo
                                                                      const RunData& data,
                                                                      Mesh& mesh) {
   EngineOptions options;
-  options.sharding.compute_dtype = scalar_type(config.model.dtype);
-  options.sharding.replicate_frozen = config.parallel.frozen == FrozenWeights::replicated;
+  options.sharding = sharding_options(config);
   Engine engine(model, mesh, options);
   engine.load(weights);
   std::map<std::string, std::map<std::string, double>> results;
