@@ -9,8 +9,7 @@ namespace safegrad::dist {
 void Mesh::check(int64_t ranks, int64_t shards) {
   if (shards == 0) return;
   SAFEGRAD_CHECK(shards <= ranks && ranks % shards == 0, InputError,
-                 "parallel.shards is {}, which does not divide the {} ranks that were started; "
-                 "allowed: all, or a "
+                 "parallel.shards is {}, which does not divide the {} ranks; allowed: all, or a "
                  "divisor of {}",
                  shards, ranks, ranks);
 }
@@ -24,5 +23,11 @@ Mesh::Mesh(std::unique_ptr<Communicator> world, int64_t shards) : world_(std::mo
   replica_group_ = world_->split(static_cast<int>(world_->rank() % shards));
   world_->about("");
 }
+
+Mesh::Mesh(std::unique_ptr<Communicator> world, std::unique_ptr<Communicator> shard_group,
+           std::unique_ptr<Communicator> replica_group)
+    : world_(std::move(world)),
+      shard_group_(std::move(shard_group)),
+      replica_group_(std::move(replica_group)) {}
 
 }  // namespace safegrad::dist

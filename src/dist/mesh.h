@@ -17,6 +17,9 @@ class Mesh {
   static void check(int64_t ranks, int64_t shards);
   /// Checks, then splits the world.
   Mesh(std::unique_ptr<Communicator> world, int64_t shards);
+  /// Of groups that are split already.
+  Mesh(std::unique_ptr<Communicator> world, std::unique_ptr<Communicator> shard_group,
+       std::unique_ptr<Communicator> replica_group);
 
   Communicator& world() { return *world_; }
   Communicator& shard_group() { return *shard_group_; }      ///< ranks that hold one model together
