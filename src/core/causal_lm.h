@@ -15,6 +15,8 @@
 
 namespace safegrad {
 
+struct KernelMemory;
+
 /// What one block keeps from forward to backward; only the model looks inside.
 class Activations {
  public:
@@ -25,6 +27,13 @@ class Activations {
 struct Flops {
   double forward = 0, input_grad = 0, weight_grad = 0;
   double total() const { return forward + input_grad + weight_grad; }
+};
+
+/// Bytes of tensors of one block, without parameters and their gradients.
+struct BlockMemory {
+  int64_t kept = 0;      ///< from forward to backward, besides the block's input
+  int64_t forward = 0;   ///< most at a time in forward_block besides its input; `kept`, y included
+  int64_t backward = 0;  ///< most at a time in backward_block besides the input, `kept` and dy
 };
 
 /// A decoder-only language model as a list of units. D width, T tokens of the batch, V vocabulary.
@@ -86,8 +95,13 @@ class CausalLM {
 
   /// Necessary matrix products for this batch (design §2, "speed of light"): forward, input
   /// gradients, and weight gradients where trainable. Recomputation and the reference head are not
-  /// in it. Attention counts the causal half.
+  /// in it. Attention counts the causal half. The batch's tensors may be undefined.
   virtual Flops flops(const PackedBatch& batch) const = 0;
+  /// What a block of the batch takes; all blocks take as much. The batch's tensors may be
+  /// undefined.
+  virtual BlockMemory block_memory(const PackedBatch& batch, const KernelMemory& kernels) const = 0;
+  /// Bytes of tables that grow with the longest sequence.
+  virtual int64_t table_bytes(const PackedBatch& batch) const = 0;
 };
 
 }  // namespace safegrad

@@ -91,6 +91,26 @@ int64_t scored_rows(const ObjectiveData& data, int64_t i) {
   return data.all_positions ? data.file->length(i) : data.file->scored(i);
 }
 
+PackedBatch outline(const std::vector<Draw>& draws, const std::vector<Stream>& streams,
+                    const std::vector<size_t>& active) {
+  PackedBatch batch;
+  batch.cu_seqlens = batch.segments = batch.scored_segments = {0};
+  for (size_t k = 0; k < streams.size(); ++k) {
+    int64_t scored = batch.scored_segments.back();
+    const bool runs = std::find(active.begin(), active.end(), k) != active.end();
+    for (const Draw& draw : draws) {
+      if (!runs || draw.objective != k) continue;
+      const int64_t length = streams[k].lengths[static_cast<size_t>(draw.sample)];
+      batch.cu_seqlens.push_back(batch.cu_seqlens.back() + length);
+      batch.longest = batch.positions_end = std::max(batch.longest, length);
+      scored += streams[k].scored[static_cast<size_t>(draw.sample)];
+    }
+    batch.segments.push_back(batch.cu_seqlens.back());
+    batch.scored_segments.push_back(scored);
+  }
+  return batch;
+}
+
 PackedBatch pack(const std::vector<Draw>& draws, const std::vector<ObjectiveData>& objectives,
                  const PackOptions& options) {
   Builder builder;

@@ -35,6 +35,11 @@ int64_t scored_rows(const ObjectiveData& data, int64_t i);
 PackedBatch pack(const std::vector<Draw>& draws, const std::vector<ObjectiveData>& objectives,
                  const PackOptions& options);
 
+/// The lengths alone of what pack would make: no tensors. `streams` by objective; of the draws
+/// those whose objective is in `active` count.
+PackedBatch outline(const std::vector<Draw>& draws, const std::vector<Stream>& streams,
+                    const std::vector<size_t>& active);
+
 /// The batch with its tensors on the backend's device; copies are enqueued.
 PackedBatch upload(PackedBatch batch, const Backend& backend);
 

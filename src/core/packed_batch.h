@@ -10,7 +10,7 @@ namespace safegrad {
 /// One micro-batch of one rank; its tensors are on the rank's device. T tokens in N sequences; the
 /// sequences of objective k are the tokens [segments[k], segments[k+1]) and its scored rows are
 /// [scored_segments[k], scored_segments[k+1]). Any of these may be empty: a rank without sequences
-/// still takes part in every collective.
+/// still takes part in every collective. An outline (core/pack.h) has no tensors.
 struct PackedBatch {
   at::Tensor tokens;                ///< i64 [T]
   at::Tensor positions;             ///< i64 [T], position of each token in its sequence

@@ -6,6 +6,7 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "core/kernel_memory.h"
 #include "core/loss_math.h"
 #include "cpu/cpu_kernels.h"
 
@@ -91,9 +92,8 @@ void add_losses(int64_t n, at::Tensor& loss, const RowLoss& row) {
 
 }  // namespace
 
-// 256 rows of a 49,152-word vocabulary are 50 MB and make the products large enough.
 int64_t CpuKernels::head_chunk() const {
-  return 256;
+  return kCpuHeadChunk;
 }
 
 at::Tensor CpuKernels::logits(const at::Tensor& h, const at::Tensor& weight) const {

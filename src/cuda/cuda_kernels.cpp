@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/gpu_limits.h"
+#include "core/kernel_memory.h"
 #include "cuda/kernels.h"
 
 namespace safegrad::cuda {
@@ -171,9 +172,8 @@ void CudaKernels::add_rows(at::Tensor& table, const at::Tensor& rows, const at::
   at::_index_put_impl_(table, {rows}, g, /*accumulate=*/true, /*unsafe=*/true);
 }
 
-// 1024 rows of a 128,256-word vocabulary are 263 MB in bf16, and products of that size fill a card.
 int64_t CudaKernels::head_chunk() const {
-  return 1024;
+  return kGpuHeadChunk;
 }
 
 at::Tensor CudaKernels::logits(const at::Tensor& h, const at::Tensor& weight) const {

@@ -157,7 +157,8 @@ at::Tensor Decoder::final_norm_backward(const at::Tensor& x, const at::Tensor& d
 
 Flops Decoder::flops(const PackedBatch& batch) const {
   const auto tokens = static_cast<double>(batch.size());
-  const double scored = batch.scored.defined() ? static_cast<double>(batch.scored.size(0)) : 0.0;
+  const double scored =
+      batch.scored_segments.empty() ? 0.0 : static_cast<double>(batch.scored_segments.back());
   double pairs = 0;  // causal (query, key) pairs
   for (int64_t n = 0; n < batch.sequences(); ++n) {
     const auto i = static_cast<size_t>(n);

@@ -54,6 +54,8 @@ class Decoder : public CausalLM {
   std::vector<ExportEntry> export_entries(bool merged) const override;
   void export_unit(size_t unit, bool merged, ModelSink& sink) const override;
   Flops flops(const PackedBatch& batch) const override;
+  BlockMemory block_memory(const PackedBatch& batch, const KernelMemory& kernels) const override;
+  int64_t table_bytes(const PackedBatch& batch) const override;
 
  private:
   struct Block {

@@ -44,6 +44,7 @@ class Projection {
 
   int64_t in_features() const;
   int64_t out_features() const { return out_features_; }
+  const std::vector<LoraPart>& adapters() const { return lora_; }
   /// True if weight_gradients reads the input x.
   bool needs_input() const;
 

@@ -1,0 +1,78 @@
+// estimate.h: what a step costs one rank: memory, traffic, work; counted from sizes, nothing is
+// run (docs/plan.md has the formulas).
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/causal_lm.h"
+#include "core/config.h"
+#include "core/kernel_memory.h"
+#include "core/planner.h"
+#include "dist/estimate_walk.h"
+
+namespace safegrad::dist {
+
+/// Bytes of one rank.
+struct Memory {
+  int64_t weights = 0;      ///< compute copy of the shards, the reference head's included
+  int64_t optimizer = 0;    ///< m, v, and master weights where the compute copy is bfloat16
+  int64_t gradients = 0;    ///< accumulators, one float32 an objective
+  int64_t buffers = 0;      ///< gathered units, gradients on their way, receive windows
+  int64_t activations = 0;  ///< kept for the backward, and what a block works with
+  int64_t logits = 0;       ///< of a chunk of scored positions
+  int64_t reference = 0;    ///< the start model's hidden states of the micro-batch
+  int64_t total() const;
+};
+
+struct MemoryEstimate {
+  Memory at_peak;      ///< at the moment when most is held
+  Memory largest;      ///< each by itself, at whichever moment
+  std::string moment;  ///< of the peak
+  int64_t peak() const { return at_peak.total(); }
+  /// The larger peak of both, and the largest of each.
+  void join(const MemoryEstimate& other);
+};
+
+/// Works on sizes alone: the model's parameters need no values, the batches no tensors. Pure: the
+/// same numbers on every machine.
+class Estimator {
+ public:
+  Estimator(CausalLM& model, const EngineOptions& options, const Layout& layout,
+            const KernelMemory& kernels, bool dropout, std::vector<std::vector<size_t>> passes);
+
+  /// What rests between steps, buffers apart.
+  const Memory& persistent() const { return persistent_; }
+  /// Peak of a step of these micro-batches, each the batches of its passes.
+  MemoryEstimate memory(const std::vector<std::vector<PackedBatch>>& micro_batches) const;
+  /// Peak of the forward pass that computes the reference's hidden states.
+  MemoryEstimate reference_pass(const PackedBatch& batch) const;
+  /// What this rank sends in a step, by collective; `scalars`: step_scalars().
+  std::map<std::string, Traffic> traffic(int64_t micro_batches, int64_t scalars) const;
+  /// Necessary matrix products, the reference head's included, as PassSums counts them.
+  double flops(const PackedBatch& batch) const;
+  /// Those, and what `recompute: block` runs again.
+  double executed_flops(const PackedBatch& batch) const;
+
+ private:
+  Walk walk_step(int64_t micro_batches, const std::vector<std::vector<size_t>>& passes) const;
+  void add_batch(const PackedBatch& batch, const Walk& walk, MemoryEstimate& estimate) const;
+  Memory work_of_head(const PackedBatch& batch) const;
+
+  CausalLM& model_;
+  EngineOptions options_;
+  Layout layout_;
+  KernelMemory kernels_;
+  bool dropout_;
+  std::vector<std::vector<size_t>> passes_;
+  std::vector<UnitSize> units_;
+  Memory persistent_;
+  std::vector<Walk> walks_;  // of one micro-batch, and of two: a third changes no size
+  int64_t reference_buffers_ = 0;
+};
+
+/// Bytes of the index tensors of a batch, and of its losses.
+int64_t batch_bytes(const PackedBatch& batch, bool dropout);
+
+}  // namespace safegrad::dist
