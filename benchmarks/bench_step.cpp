@@ -21,8 +21,7 @@
 
 #include "core/enum_names.h"
 #include "core/files.h"
-#include "core/random.h"
-#include "core/safetensors.h"
+#include "core/random_tokens.h"
 #include "device.h"
 #include "dist/launcher.h"
 #include "dist/trainer.h"
@@ -41,32 +40,6 @@ struct Options {
   std::vector<std::string> overrides;
   double peak_tflops = 0;  // of a device, as its maker states it; 0: no MFU
 };
-
-// Random tokens, all positions scored.
-void write_random_data(const std::string& path, int64_t sequences, int64_t length, int64_t vocab,
-                       uint64_t seed) {
-  const Philox random(seed);
-  std::vector<int32_t> tokens;
-  std::vector<uint8_t> mask;
-  std::vector<int64_t> offsets = {0};
-  for (int64_t i = 0; i < sequences; ++i) {
-    for (int64_t t = 0; t < length; ++t) {
-      const auto bits = random(static_cast<uint64_t>(i), static_cast<uint64_t>(t));
-      tokens.push_back(static_cast<int32_t>(bits[0] % static_cast<uint64_t>(vocab)));
-      mask.push_back(t > 0);
-    }
-    offsets.push_back(static_cast<int64_t>(tokens.size()));
-  }
-  SafetensorsWriter writer(path,
-                           {{"tokens", Dtype::i32, {static_cast<int64_t>(tokens.size())}},
-                            {"loss_mask", Dtype::u8, {static_cast<int64_t>(mask.size())}},
-                            {"offsets", Dtype::i64, {sequences + 1}}},
-                           {{"format", "safegrad.tokens/1"}});
-  writer.append(std::as_bytes(std::span(tokens)));
-  writer.append(std::as_bytes(std::span(mask)));
-  writer.append(std::as_bytes(std::span(offsets)));
-  writer.finish();
-}
 
 // The command line has checked that it is one.
 Rule parse_rule(const std::string& name) {
@@ -116,10 +89,12 @@ RunConfig prepare(const Options& o, dist::ControlPlane& control) {
     write_file_atomically(folder + "/config.yaml", to_yaml(base));
     if (!o.data.empty()) return;
     const int64_t n = 8 * control.size();
-    write_random_data(base.data.task, n * std::max<int64_t>(1, o.task_sequences), o.sequence_length,
-                      1000, 1);
+    // All positions are scored.
+    const int64_t length = o.sequence_length, scored = length - 1, words = 1000;
+    write_random_tokens(base.data.task,
+                        {n * std::max<int64_t>(1, o.task_sequences), length, scored, words, 1});
     if (o.align_sequences > 0)
-      write_random_data(base.data.align, n * o.align_sequences, o.sequence_length, 1000, 2);
+      write_random_tokens(base.data.align, {n * o.align_sequences, length, scored, words, 2});
   });
   folder = control.broadcast(folder, 0);
   RunConfig config;

@@ -9,6 +9,19 @@
 
 namespace safegrad {
 
+/// What `plan` is asked for.
+struct PlanOptions {
+  std::vector<int64_t> ranks;  ///< each is planned by itself
+  std::string device;          ///< a name of core/hardware.h; empty: as parallel.device says
+  std::string network;         ///< between machines, in place of the device's
+  int64_t ranks_per_node = 0;  ///< 0: the device's
+  std::string figures;         ///< a YAML file laid over the table
+  int64_t tokens = 0;          ///< of every sequence, in place of the data files; 0: the files
+  int64_t scored = 0;          ///< of those; 0: all but the first
+  bool run = false;            ///< run one rank here and compare
+  bool json = false;
+};
+
 struct CommandLine {
   std::string config;                  ///< path of the YAML file
   std::vector<std::string> overrides;  ///< --set a.b=value
@@ -16,6 +29,7 @@ struct CommandLine {
   int64_t ranks = 0;                   ///< check: for so many ranks; 0: for those that were started
   std::string resume;                  ///< train: "auto" or the folder of a checkpoint
   bool allow_change = false;           ///< train: resume although the run would be another
+  PlanOptions plan;
 };
 
 /// Exit code of a run that was asked to stop (SIGINT, SIGTERM, SIGUSR1), has written a checkpoint
@@ -31,5 +45,10 @@ int train(const CommandLine& line, dist::Launcher& launcher);
 int check(const CommandLine& line, dist::Launcher& launcher);
 /// Scores the config's model on its probes and prints one JSON line.
 int evaluate(const CommandLine& line, dist::Launcher& launcher);
+
+/// Prints what the config's run would take on other numbers of ranks and another device. Runs
+/// nothing, reads no weights; with `run`, trains a step of one rank and throws RunError where it
+/// took other memory or traffic. One process.
+int plan(const CommandLine& line, dist::Launcher& launcher);
 
 }  // namespace safegrad

@@ -25,6 +25,7 @@ constexpr const char* kIntroduction =
     "arXiv:2508.07172).\n\n"
     "  safegrad check configs/quickstart.yaml                    is the config right?\n"
     "  mpirun -n 2 safegrad train configs/quickstart.yaml        train on two ranks\n"
+    "  safegrad plan my.yaml --ranks 8,64 --device h100          what would it take?\n"
     "  srun --mpi=pmix -n 8 safegrad train my.yaml --set train.seed=1\n"
     "  safegrad inspect runs/quickstart                          what is this folder?\n\n"
     "A run folder (config key `output`) receives config.yaml, metrics.jsonl and model/, which "
@@ -85,6 +86,37 @@ void add_resume(CLI::App& train, CommandLine& line) {
       ->needs(resume);
 }
 
+void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
+  plan.add_option("--ranks", options.ranks, "numbers of ranks, e.g. 8 or 1,8,64,1024")
+      ->required()
+      ->delimiter(',')
+      ->type_name("N,...")
+      ->check(CLI::Range(1, 1 << 20));
+  plan.add_option("--device", options.device,
+                  "a100, h100, h200, cpu (measured here), or a name of --figures")
+      ->type_name("NAME");
+  plan.add_option("--network", options.network,
+                  "between machines: ib-200, ib-400, eth-100, or a name of --figures")
+      ->type_name("NAME");
+  plan.add_option("--ranks-per-node", options.ranks_per_node, "ranks of one machine")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+  plan.add_option("--figures", options.figures,
+                  "YAML file with figures of devices and networks (docs/plan.md)")
+      ->type_name("FILE");
+  CLI::Option* tokens = plan.add_option("--tokens-per-sequence", options.tokens,
+                                        "length of every sequence, in place of the data files")
+                            ->type_name("N")
+                            ->check(CLI::Range(2, 1 << 24));
+  plan.add_option("--scored-per-sequence", options.scored, "of those (all but the first)")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber)
+      ->needs(tokens);
+  plan.add_flag("--run", options.run,
+                "run a step of one rank here and compare memory and traffic (CPU)");
+  plan.add_flag("--json", options.json, "one JSON line for each number of ranks");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -107,6 +139,9 @@ int main(int argc, char** argv) {
                    "check for this many ranks; default: those that were started")
       ->check(CLI::PositiveNumber);
   add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
+  add_plan(*add("plan", "memory, traffic and time of a run on any number of ranks; runs nothing",
+                safegrad::plan),
+           line.plan);
   std::function<std::string()> local;
   std::string path;
   add_local(app, local, path);

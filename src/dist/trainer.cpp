@@ -72,7 +72,12 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
         config_.output + "/reference"));
     return references_.back();
   };
-  if (data_.align && config_.objective.align_loss == AlignLoss::kl) {
+  const bool kl = data_.align && config_.objective.align_loss == AlignLoss::kl;
+  if (kl && data_.stand_in) {
+    objectives_[1].reference = [this](int64_t sample) {
+      return data_.stand_in(scored_rows(objectives_[1], sample));
+    };
+  } else if (kl) {
     objectives_[1].reference = [cache = reference(objectives_[1])](int64_t sample) {
       return cache->rows(sample);
     };

@@ -1,5 +1,6 @@
 // trainer.h: the training step, and what it needs from one step to the next.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,6 +23,9 @@ namespace safegrad::dist {
 struct RunData {
   std::shared_ptr<const TokenFile> task, align;          ///< align: null with one objective
   std::vector<std::shared_ptr<const TokenFile>> probes;  ///< in the order of config.probe
+  /// [rows, D] in place of the start model's hidden states, which are then not computed: a plan's
+  /// run has no other ranks to compute theirs. Empty in a job.
+  std::function<at::Tensor(int64_t rows)> stand_in;
 };
 
 /// Opens every token file of the config and checks it against the model. Collective only through

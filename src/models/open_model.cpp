@@ -81,4 +81,24 @@ OpenedModel open_model(const ModelSection& section, uint64_t seed, const Backend
   return model;
 }
 
+OpenedModel open_model_shape(const ModelSection& section, uint64_t seed, const Backend& backend) {
+  OpenedModel model;
+  std::string config = section.config;
+  model.name = std::filesystem::path(config).stem().string();
+  if (config.empty()) {
+    model.from_adapter = is_peft_adapter(section.path);
+    model.base_folder =
+        model.from_adapter ? read_peft_adapter(section.path).base_model : section.path;
+    model.name = display_name(section.path);
+    config = model.base_folder + "/config.json";
+  }
+  const std::string tokenizer = model.base_folder + "/tokenizer.json";
+  if (!model.base_folder.empty() && std::filesystem::exists(tokenizer))
+    model.tokenizer_sha256 = sha256_of_file(tokenizer);
+  model.decoder = std::make_unique<Decoder>(read_decoder_config(config),
+                                            TrainableSet{section.lora, section.trainable}, backend);
+  model.weights = with_adapters(std::make_unique<RandomWeights>(seed), *model.decoder, seed);
+  return model;
+}
+
 }  // namespace safegrad::models

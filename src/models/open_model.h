@@ -25,4 +25,8 @@ struct OpenedModel {
 /// ConfigError.
 OpenedModel open_model(const ModelSection& section, uint64_t seed, const Backend& backend);
 
+/// The same with random weights in place of the folder's: only config.json is needed (of a PEFT
+/// adapter its base model's). For plans.
+OpenedModel open_model_shape(const ModelSection& section, uint64_t seed, const Backend& backend);
+
 }  // namespace safegrad::models

@@ -1,6 +1,7 @@
 // forwarding_communicator.h: a communicator that hands everything to another one; tests change a
 // part.
 #pragma once
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -47,6 +48,7 @@ class ForwardingCommunicator : public dist::Communicator {
   std::unique_ptr<dist::ControlPlane> split_control(int colour) override {
     return inner_->split_control(colour);
   }
+  const std::map<std::string, dist::Traffic>& inner_traffic() const { return inner_->traffic(); }
 
  protected:
   std::unique_ptr<dist::Communicator> inner_;

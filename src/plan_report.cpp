@@ -1,0 +1,243 @@
+// plan_report.cpp: plans as text and as JSON.
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "plan.h"
+
+namespace safegrad {
+namespace {
+
+constexpr double kMiB = 1 << 20, kGiB = 1 << 30;
+
+// MiB for what is small.
+struct ByteUnit {
+  const char* name;
+  double bytes;
+  double of(int64_t n) const { return static_cast<double>(n) / bytes; }
+};
+ByteUnit unit_for(int64_t largest) {
+  return static_cast<double>(largest) < kGiB ? ByteUnit{"MiB", kMiB} : ByteUnit{"GiB", kGiB};
+}
+
+// 1234567 -> "1,234,567".
+std::string grouped(int64_t n) {
+  return n < 1000 ? fmt::format("{}", n) : fmt::format("{},{:03}", grouped(n / 1000), n % 1000);
+}
+
+// A size of traffic, in the unit that leaves few digits.
+std::string size_in_words(int64_t bytes) {
+  const auto b = static_cast<double>(bytes);
+  if (b >= kGiB) return fmt::format("{:.2f} GiB", b / kGiB);
+  if (b >= kMiB) return fmt::format("{:.2f} MiB", b / kMiB);
+  return fmt::format("{:.2f} KiB", b / 1024);
+}
+
+std::string seconds_in_words(double s) {
+  if (s >= 0.1) return fmt::format("{:.2f} s", s);
+  return fmt::format("{:.2f} ms", 1e3 * s);
+}
+
+std::string layout_in_words(const dist::RankPlan& p) {
+  if (p.shards == 1) return "data parallel";
+  if (p.shards == p.ranks) return "fully sharded";
+  return fmt::format("{} replicas x {} shards", p.ranks / p.shards, p.shards);
+}
+
+std::string title_line(const PlanTitle& t, const dist::RankPlan& p) {
+  return fmt::format("{}, {} ({:.2f} M of {:.0f} M trained) · {} · {}\n", t.model, t.training,
+                     static_cast<double>(p.trained) / 1e6, static_cast<double>(p.parameters) / 1e6,
+                     t.device, t.lengths);
+}
+
+struct Row {
+  const char* name;
+  const char* key;  // in JSON
+  int64_t dist::Memory::*part;
+};
+constexpr Row kRows[] = {{"parameters", "weights", &dist::Memory::weights},
+                         {"optimizer", "optimizer", &dist::Memory::optimizer},
+                         {"gradients", "gradients", &dist::Memory::gradients},
+                         {"buffers", "buffers", &dist::Memory::buffers},
+                         {"activations", "activations", &dist::Memory::activations},
+                         {"logits", "logits", &dist::Memory::logits},
+                         {"reference cache", "reference", &dist::Memory::reference}};
+
+std::string memory_rows(const dist::RankPlan& p) {
+  const ByteUnit unit = unit_for(p.memory.peak());
+  std::string text = fmt::format("memory a rank, {}    largest   at the peak\n", unit.name);
+  for (const Row& row : kRows) {
+    text += fmt::format("  {:<18}{:>9.3f}{:>14.3f}\n", row.name,
+                        unit.of(p.memory.largest.*row.part), unit.of(p.memory.at_peak.*row.part));
+  }
+  text +=
+      fmt::format("  {:<18}{:>23.3f}   {}\n", "peak", unit.of(p.memory.peak()), p.memory.moment);
+  text += fmt::format("  {:<18}{:>23.3f}   {}\n", "there is", unit.of(p.device_bytes),
+                      p.memory.peak() <= p.device_bytes ? "it fits" : "DOES NOT FIT");
+  if (p.reference_file_bytes > 0) {
+    text +=
+        fmt::format("  reference's pass before the first step: {}; its files: {}\n",
+                    size_in_words(p.reference_pass.peak()), size_in_words(p.reference_file_bytes));
+  }
+  return text;
+}
+
+std::string largest_in_words(const dist::RankPlan& p) {
+  return p.largest_micro_batch == 0 ? "none" : grouped(p.largest_micro_batch);
+}
+
+std::string step_rows(const dist::RankPlan& p) {
+  std::string text = "a step                  calls     sent by a rank       time\n";
+  for (const auto& [name, traffic] : p.traffic) {
+    text +=
+        fmt::format("  {:<18}{:>9}{:>19}{:>11}\n", name, traffic.calls,
+                    size_in_words(traffic.bytes), seconds_in_words(p.time.by_collective.at(name)));
+  }
+  text += fmt::format(
+      "  necessary products {:.4g} TFLOP of all ranks\n"
+      "  matrix products {}, memory bandwidth {}, network {}\n"
+      "  expected {}, {:.4g} tokens/s; bottleneck: {}\n",
+      p.flops / 1e12, seconds_in_words(p.time.products_s), seconds_in_words(p.time.memory_s),
+      seconds_in_words(p.time.network_s), seconds_in_words(p.time.total_s), p.tokens_per_s(),
+      p.time.bottleneck);
+  return text;
+}
+
+std::string idle_in_words(const dist::RankPlan& p) {
+  if (p.idle_ranks == 0) return "";
+  return fmt::format("{} of {} ranks have no sequence in this step: raise batch.task_sequences\n",
+                     grouped(p.idle_ranks), grouped(p.ranks));
+}
+
+const char* name_of(dist::Transport transport) {
+  switch (transport) {
+    case dist::Transport::shared_memory:
+      return "shared memory";
+    case dist::Transport::messages:
+      return "messages";
+    case dist::Transport::nccl:
+      return "nccl";
+  }
+  return "?";
+}
+
+nlohmann::ordered_json to_json(const dist::Memory& m) {
+  nlohmann::ordered_json json;
+  for (const Row& row : kRows) json[row.key] = m.*row.part;
+  return json;
+}
+
+nlohmann::ordered_json to_json(const std::map<std::string, dist::Traffic>& all) {
+  nlohmann::ordered_json json;
+  for (const auto& [name, t] : all) json[name] = {{"calls", t.calls}, {"bytes", t.bytes}};
+  return json;
+}
+
+}  // namespace
+
+std::string memory_in_words(const dist::MemoryEstimate& memory) {
+  const ByteUnit unit = unit_for(memory.peak());
+  const dist::Memory& m = memory.at_peak;
+  auto in_unit = [&](int64_t bytes) { return fmt::format("{:.1f}", unit.of(bytes)); };
+  return fmt::format(
+      "{} {} planned (weights {}, gradients {}, optimizer {}, activations {}, buffers {})",
+      in_unit(memory.peak()), unit.name, in_unit(m.weights), in_unit(m.gradients),
+      in_unit(m.optimizer), in_unit(m.activations + m.logits + m.reference), in_unit(m.buffers));
+}
+
+std::string plan_in_full(const PlanTitle& title, const dist::RankPlan& p) {
+  return title_line(title, p) +
+         fmt::format(
+             "{} ranks, {}, {}; step {}: rank {} holds most: micro-batches: {}, the largest "
+             "of {} tokens ({} scored)\n",
+             grouped(p.ranks), layout_in_words(p), name_of(p.transport), p.step + 1, p.rank,
+             p.micro_batches, grouped(p.tokens), grouped(p.scored)) +
+         idle_in_words(p) + memory_rows(p) +
+         fmt::format("largest micro-batch that fits: {} tokens (batch.max_tokens_per_rank is {})\n",
+                     largest_in_words(p), grouped(title.max_tokens)) +
+         step_rows(p);
+}
+
+std::string plan_table(const PlanTitle& title, const std::vector<dist::RankPlan>& plans) {
+  int64_t most = 0;
+  for (const dist::RankPlan& p : plans) most = std::max(most, p.memory.peak());
+  const ByteUnit unit = unit_for(most);
+  std::string text = title_line(title, plans.front());
+  text += fmt::format(
+      "memory of the fullest rank in {}; {} inside a machine, {} between; fits: largest "
+      "micro-batch, tokens\n",
+      unit.name, title.inside, title.between);
+  text += fmt::format("{:>7}{:>7}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>11}{:>11}{:>11}{:>12}  {}\n",
+                      "ranks", "shards", "idle", "peak", "weights", "optim", "buffers", "activ",
+                      "fits", "sent", "step", "tokens/s", "bottleneck");
+  for (const dist::RankPlan& p : plans) {
+    const dist::Memory& m = p.memory.at_peak;
+    int64_t sent = 0;
+    for (const auto& [name, traffic] : p.traffic) sent += traffic.bytes;
+    text += fmt::format(
+        "{:>7}{:>7}{:>8}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>11}{:>11}{:>11}{:>12.4g}  {}\n",
+        p.ranks, p.shards, p.idle_ranks, unit.of(p.memory.peak()), unit.of(m.weights),
+        unit.of(m.optimizer + m.gradients), unit.of(m.buffers),
+        unit.of(m.activations + m.logits + m.reference), largest_in_words(p), size_in_words(sent),
+        seconds_in_words(p.time.total_s), p.tokens_per_s(),
+        p.memory.peak() <= p.device_bytes ? p.time.bottleneck : "DOES NOT FIT");
+  }
+  return text;
+}
+
+std::string plan_json(const PlanTitle& title, const dist::RankPlan& p, const RankRun* run) {
+  nlohmann::ordered_json json;
+  json["model"] = title.model;
+  json["device"] = title.device;
+  json["inside"] = title.inside;
+  json["between"] = title.between;
+  json["ranks"] = p.ranks;
+  json["shards"] = p.shards;
+  json["transport"] = name_of(p.transport);
+  json["parameters"] = p.parameters;
+  json["trained"] = p.trained;
+  json["step"] = p.step + 1;
+  json["rank"] = p.rank;
+  json["micro_batches"] = p.micro_batches;
+  json["tokens"] = p.tokens;
+  json["scored"] = p.scored;
+  json["idle_ranks"] = p.idle_ranks;
+  json["task_tokens"] = p.task_tokens;
+  json["align_tokens"] = p.align_tokens;
+  json["peak_bytes"] = p.memory.peak();
+  json["moment"] = p.memory.moment;
+  json["at_peak"] = to_json(p.memory.at_peak);
+  json["largest"] = to_json(p.memory.largest);
+  json["reference_pass_bytes"] = p.reference_pass.peak();
+  json["reference_file_bytes"] = p.reference_file_bytes;
+  json["device_bytes"] = p.device_bytes;
+  json["fits"] = p.memory.peak() <= p.device_bytes;
+  json["largest_micro_batch"] = p.largest_micro_batch;
+  json["traffic"] = to_json(p.traffic);
+  json["flops"] = p.flops;
+  json["products_s"] = p.time.products_s;
+  json["memory_s"] = p.time.memory_s;
+  json["network_s"] = p.time.network_s;
+  json["step_s"] = p.time.total_s;
+  json["tokens_per_s"] = p.tokens_per_s();
+  json["bottleneck"] = p.time.bottleneck;
+  if (run) {
+    json["run"] = {{"tensor_bytes", run->tensor_bytes},
+                   {"resident_bytes", run->resident_bytes},
+                   {"seconds", run->seconds},
+                   {"traffic", to_json(run->traffic)}};
+  }
+  return json.dump();
+}
+
+std::string run_in_words(const dist::RankPlan& p, const RankRun& run) {
+  const double ratio = static_cast<double>(run.tensor_bytes) / static_cast<double>(p.memory.peak());
+  return fmt::format(
+      "run of rank {} of {}: tensors held {}, {:+.2f} % off the plan; the process grew by {}; {} a "
+      "step without its peers\n",
+      p.rank, grouped(p.ranks), size_in_words(run.tensor_bytes), 100 * (ratio - 1),
+      size_in_words(run.resident_bytes), seconds_in_words(run.seconds));
+}
+
+}  // namespace safegrad

@@ -1,0 +1,30 @@
+// plan_run.h: one rank of a planned job, run here and now without the others.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "core/config.h"
+#include "dist/rank_plan.h"
+#include "dist/trainer.h"
+#include "models/open_model.h"
+
+namespace safegrad {
+
+/// What one step of one rank held and sent.
+struct RankRun {
+  int64_t tensor_bytes = 0;    ///< most that CPU tensors held at a time
+  int64_t resident_bytes = 0;  ///< most that the process has grown by, its libraries' memory too
+  std::map<std::string, dist::Traffic> traffic;
+  double seconds = 0;
+};
+
+/// Trains the step that `plan` describes twice as its rank, alone, on the CPU, and measures the
+/// second time, when buffers have been made: the trainer, the engine and the kernels are those of a
+/// job, what other ranks would send is zeros (dist/fake_communicator.h) and the reference's hidden
+/// states are too. `config` and `data` are those that the plan was made of, `plan` one of ranks
+/// that exchange messages.
+RankRun run_rank(const RunConfig& config, models::OpenedModel& model, dist::RunData data,
+                 const dist::RankPlan& plan);
+
+}  // namespace safegrad

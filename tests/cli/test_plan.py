@@ -1,0 +1,172 @@
+"""safegrad plan: what it prints for people and programs, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_cli import run, snapshot
+from tiny_job import PROGRAM
+
+SECONDS = 60
+FIGURES = """\
+devices:
+  small: {gpu: true, memory_gib: 0.001, bfloat16_tflops: 1, float32_tflops: 2, memory_gb_per_s: 3, inside: wire, between: wire}
+networks:
+  wire: {gb_per_s: 1}
+"""
+
+
+def plan(folder: Path, *arguments: str):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                                "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return subprocess.run([PROGRAM, "plan", "config.yaml", *arguments], cwd=folder,
+                          env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=SECONDS)
+
+
+def write_odd_model(job: Path) -> None:
+    """A shape whose heads no GPU kernel takes."""
+    shape = json.loads((job / "model/config.json").read_text()) | {"head_dim": 12}
+    (job / "odd.json").write_text(json.dumps(shape))
+
+
+ODD_MODEL = ["--set", "model.path=null", "--set", "model.config=odd.json"]
+
+
+def lines_of(ended) -> list[dict]:
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def test_it_needs_no_weights_and_writes_nothing(job):
+    (job / "model/model.safetensors").unlink()
+    before = snapshot(job)
+
+    ended = plan(job, "--ranks", "8")
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for row in ("parameters", "optimizer", "gradients", "buffers", "activations", "logits",
+                "reference cache", "peak", "largest micro-batch", "all_gather", "reduce_scatter",
+                "scalars", "bottleneck: "):
+        assert row in ended.stdout
+    assert snapshot(job) == before
+
+
+def test_several_numbers_of_ranks_give_a_line_each(job):
+    ended = plan(job, "--ranks", "1,8,64,1024,4096")
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    rows = [line.split() for line in ended.stdout.splitlines()[3:]]
+    assert [row[0] for row in rows] == ["1", "8", "64", "1024", "4096"]
+    assert max(len(line) for line in ended.stdout.splitlines()) <= 160
+
+
+def test_json_adds_up_and_the_run_is_as_planned(job):
+    lines = lines_of(plan(job, "--ranks", "8,64,1024", "--run", "--json"))
+
+    assert [line["ranks"] for line in lines] == [8, 64, 1024]
+    for line in lines:
+        assert sum(line["at_peak"].values()) == line["peak_bytes"]
+        assert line["peak_bytes"] == pytest.approx(line["run"]["tensor_bytes"], rel=0.05)
+        assert line["run"]["traffic"] == line["traffic"]
+        assert line["tokens_per_s"] == pytest.approx(
+            (line["task_tokens"] + line["align_tokens"]) / line["step_s"])
+    assert lines[2]["at_peak"]["weights"] < lines[0]["at_peak"]["weights"]
+
+
+def test_without_data_files_lengths_are_given(job):
+    for name in ("task", "align", "choice"):
+        (job / f"{name}.safetensors").unlink()
+
+    refused = plan(job, "--ranks", "8")
+    (line,) = lines_of(plan(job, "--ranks", "8", "--tokens-per-sequence", "30", "--run", "--json"))
+
+    assert refused.returncode == 1
+    assert "data.task: task.safetensors is not there" in refused.stderr
+    assert "--tokens-per-sequence" in refused.stderr
+    assert (line["tokens"], line["scored"]) == (30, 29)
+    assert line["run"]["traffic"] == line["traffic"]
+
+
+def test_figures_of_a_file_replace_those_of_the_table(job):
+    (job / "figures.yaml").write_text(FIGURES)
+
+    (line,) = lines_of(plan(job, "--ranks", "2", "--device", "small", "--figures", "figures.yaml",
+                            "--json"))
+
+    assert line["device_bytes"] == int(0.001 * 2**30)
+    assert line["fits"] is (line["peak_bytes"] <= line["device_bytes"])
+    assert line["between"] == "wire"
+
+
+MISTAKES = {
+    "no ranks": ([], ["--ranks"]),
+    "ranks that are none": (["--ranks", "0"], ["--ranks"]),
+    "an unknown device": (
+        ["--ranks", "2", "--device", "b1"], ["device: got \"b1\"", "a100, cpu, h100, h200"]),
+    "an unknown network": (
+        ["--ranks", "2", "--network", "tin"], ["network: got \"tin\"", "eth-100, ib-200"]),
+    "a card that is not named": (
+        ["--ranks", "2", "--set", "parallel.device=cuda"], ["--device a100, h100"]),
+    "a model that the card's kernels do not take": (
+        ["--ranks", "2", "--device", "h100", *ODD_MODEL],
+        ["head_dim is 12", "multiples of 8 up to 256"]),
+    "shards that do not divide": (
+        ["--ranks", "6", "--set", "parallel.shards=4"], ["parallel.shards is 4", "6 ranks"]),
+    "sequences longer than the model": (
+        ["--ranks", "2", "--tokens-per-sequence", "1000"], ["got 1000", "at most 128"]),
+    "more scored than there are": (
+        ["--ranks", "2", "--tokens-per-sequence", "10", "--scored-per-sequence", "10"],
+        ["--scored-per-sequence: got 10", "1 to 9"]),
+    "a run of a GPU": (
+        ["--ranks", "2", "--device", "small", "--figures", "figures.yaml", "--run"],
+        ["--run", "--device cpu"]),
+    "a figure that is none": (
+        ["--ranks", "2", "--figures", "wrong.yaml"],
+        ["wrong.yaml:2: devices.h100.memory_gib: got \"much\"", "a number > 0"]),
+    "a figure that nobody knows": (
+        ["--ranks", "2", "--figures", "unknown.yaml"],
+        ["unknown.yaml:2: devices.h100.memory: no such key", "memory_gib"]),
+    "a device without its rates": (
+        ["--ranks", "2", "--figures", "half.yaml"], ["half.yaml: devices.new", "are needed"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(job, mistake):
+    arguments, told = MISTAKES[mistake]
+    (job / "figures.yaml").write_text(FIGURES)
+    write_odd_model(job)
+    (job / "wrong.yaml").write_text("devices:\n  h100: {memory_gib: much}\n")
+    (job / "unknown.yaml").write_text("devices:\n  h100: {memory: 80}\n")
+    (job / "half.yaml").write_text("devices:\n  new: {memory_gib: 80, inside: nvlink4, between: ib-400}\n")
+
+    ended = plan(job, *arguments)
+
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1 and ended.stderr.startswith("error: ")
+    for text in told:
+        assert text in ended.stderr
+
+
+def test_it_is_one_process(job):
+    ended = run(job, "plan", "config.yaml", "--ranks", "2", ranks=2)
+
+    assert ended.code == 1
+    assert "plan: 2 ranks were started" in ended.err
+
+
+def test_check_knows_the_limits_of_gpu_kernels_without_a_gpu(job):
+    write_odd_model(job)
+
+    taken = run(job, "check", "config.yaml", "--set", "parallel.device=cuda", ranks=1)
+    refused = run(job, "check", "config.yaml", "--set", "parallel.device=cuda", *ODD_MODEL, ranks=1)
+
+    assert taken.code == 0, taken.err
+    assert refused.code == 1
+    assert "head_dim is 12" in refused.err and "multiples of 8 up to 256" in refused.err

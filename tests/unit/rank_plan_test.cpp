@@ -1,0 +1,354 @@
+// rank_plan_test.cpp: what a plan says about a rank is what that rank holds and sends when it is
+// run, and what a hand calculation says.
+#include "dist/rank_plan.h"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "core/random_tokens.h"
+#include "cpu/cpu_backend.h"
+#include "models/open_model.h"
+#include "plan.h"
+#include "unit/temp_folder.h"
+
+namespace safegrad {
+namespace {
+
+using dist::RankPlan;
+
+/// A three-block decoder; 64 wide, sizes that shards do not divide.
+std::string shape(const std::string& architecture, int64_t kv_heads, bool tied) {
+  return fmt::format(
+      R"({{"architectures": ["{}ForCausalLM"], "hidden_size": 64, "intermediate_size": 176,
+      "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": {}, "head_dim": 16,
+      "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+      "hidden_act": "silu", "vocab_size": 1003, "tie_word_embeddings": {}}})",
+      architecture, kv_heads, tied);
+}
+
+/// A config with data in a folder; plans of it, and runs of their fullest ranks.
+class Plan : public ::testing::Test {
+ protected:
+  Plan() {
+    test::write_text(folder_ / "tied.json", shape("Llama", 2, true));
+    test::write_text(folder_ / "untied.json", shape("Llama", 2, false));
+    test::write_text(folder_ / "qwen3.json", shape("Qwen3", 2, false));
+    test::write_text(folder_ / "ungrouped.json", shape("Llama", 4, false));
+    config_.model.config = folder_ / "tied.json";
+    config_.data.task = folder_ / "task.safetensors";
+    config_.data.align = folder_ / "align.safetensors";
+    config_.batch.task_sequences = 8;
+    config_.batch.align_sequences = 5;
+    config_.train.steps = 4;
+    config_.output = folder_ / "out";
+  }
+
+  void write_data(int64_t length) {
+    write_random_tokens(config_.data.task, {40, length, length / 2, 1000, 1});
+    write_random_tokens(config_.data.align, {20, length - 3, length / 3, 1000, 2});
+  }
+  void train_adapters() {
+    config_.model.trainable.clear();
+    config_.model.lora = LoraConfig{.rank = 4, .dropout = 0.1, .targets = {"q_proj", "down_proj"}};
+  }
+
+  models::OpenedModel open() {
+    return models::open_model_shape(config_.model, config_.train.seed, cpu_backend());
+  }
+  dist::PlanInput input(const models::OpenedModel& model) {
+    std::vector<std::string> warnings;
+    data_ = dist::open_data(config_, *model.decoder, "", warnings);
+    dist::PlanInput in = plan_input(config_, data_, /*gpu=*/false, /*near=*/1);
+    in.hardware = known_hardware();
+    in.device = in.hardware.device("h100");
+    in.separate_machines = true;
+    return in;
+  }
+  RankPlan plan(int64_t ranks) {
+    const auto model = open();
+    return dist::plan_rank(*model.decoder, input(model), ranks);
+  }
+
+  // float32: every tensor is counted, and the measured peak is off by what a step holds besides
+  // (scalars of the exchange). bfloat16 on a CPU: oneDNN's scratch memory is not in the plan, a
+  // tenth of the logits of a chunk; 5 % is the promise.
+  void expect_run_as_planned(int64_t ranks) {
+    SCOPED_TRACE(fmt::format("{} ranks, {} shards", ranks, config_.parallel.shards));
+    const double tolerance = config_.model.dtype == ComputeDtype::float32 ? 0.002 : 0.05;
+    auto model = open();
+    const RankPlan plan = dist::plan_rank(*model.decoder, input(model), ranks);
+    const RankRun run = run_rank(config_, model, data_, plan);
+
+    EXPECT_NEAR(static_cast<double>(plan.memory.peak()) / static_cast<double>(run.tensor_bytes),
+                1.0, tolerance)
+        << plan.memory.moment << ", planned " << plan.memory.peak() << ", held "
+        << run.tensor_bytes;
+    EXPECT_EQ(plan.traffic.size(), run.traffic.size());
+    for (const auto& [name, sent] : run.traffic) {
+      ASSERT_TRUE(plan.traffic.contains(name)) << name;
+      EXPECT_EQ(plan.traffic.at(name).calls, sent.calls) << name;
+      EXPECT_EQ(plan.traffic.at(name).bytes, sent.bytes) << name;
+    }
+    peaks_.push_back(plan.memory.peak());
+  }
+
+  /// Data parallel, hybrid and fully sharded.
+  void expect_every_layout_as_planned() {
+    for (int64_t ranks : {8, 64, 1024}) {
+      for (int64_t shards : {int64_t{1}, int64_t{4}, ranks}) {
+        config_.parallel.shards = shards;
+        expect_run_as_planned(ranks);
+      }
+      EXPECT_NE(peaks_[peaks_.size() - 1], peaks_[peaks_.size() - 3]) << "sharding must matter";
+    }
+  }
+
+  test::TempFolder folder_;
+  RunConfig config_;
+  dist::RunData data_;
+  std::vector<int64_t> peaks_;
+};
+
+TEST_F(Plan, FullFineTuningRunsAsPlanned) {
+  write_data(90);
+  expect_every_layout_as_planned();
+}
+
+TEST_F(Plan, AdaptersRunAsPlanned) {
+  train_adapters();
+  write_data(90);
+  expect_every_layout_as_planned();
+}
+
+TEST_F(Plan, SmolLm2RunsAsPlanned) {
+  config_.model.config = SAFEGRAD_SOURCE_DIR "/benchmarks/smollm2-135m.json";
+  config_.train.steps = 1;
+  write_data(24);
+  expect_run_as_planned(8);
+  expect_run_as_planned(64);
+  config_.parallel.shards = 8;
+  expect_run_as_planned(1024);
+  train_adapters();
+  config_.parallel.shards = 0;
+  for (int64_t ranks : {8, 64, 1024}) expect_run_as_planned(ranks);
+  config_.parallel.shards = 1;
+  expect_run_as_planned(8);
+}
+
+TEST_F(Plan, EveryKindOfRunIsAsPlanned) {
+  write_data(60);
+  const RunConfig base = config_;
+  using Change = std::function<void(RunConfig&)>;
+  auto adapters = [](RunConfig& c) {
+    c.model.trainable.clear();
+    c.model.lora = LoraConfig{};
+  };
+  const std::map<std::string, Change> kinds = {
+      {"untied", [&](RunConfig& c) { c.model.config = folder_ / "untied.json"; }},
+      {"q and k norms", [&](RunConfig& c) { c.model.config = folder_ / "qwen3.json"; }},
+      {"a key for every head", [&](RunConfig& c) { c.model.config = folder_ / "ungrouped.json"; }},
+      {"bfloat16", [](RunConfig& c) { c.model.dtype = ComputeDtype::bfloat16; }},
+      {"bfloat16 gradients",
+       [](RunConfig& c) {
+         c.model.dtype = ComputeDtype::bfloat16;
+         c.parallel.reduce_dtype = ComputeDtype::bfloat16;
+       }},
+      {"bfloat16 reduced", [](RunConfig& c) { c.parallel.reduce_dtype = ComputeDtype::bfloat16; }},
+      {"recomputed", [](RunConfig& c) { c.parallel.recompute = Recompute::block; }},
+      {"accumulated",
+       [](RunConfig& c) {
+         c.batch.max_tokens_per_rank = 61;
+         c.batch.task_sequences = 17;
+       }},
+      {"two passes", [](RunConfig& c) { c.objective.gradients = GradientMode::two_pass; }},
+      {"all positions", [](RunConfig& c) { c.objective.kl_positions = KlPositions::all; }},
+      {"recorded by unit", [](RunConfig& c) { c.objective.gram_per_unit = true; }},
+      {"no reference", [](RunConfig& c) { c.objective.align_loss = AlignLoss::sft; }},
+      {"one objective",
+       [](RunConfig& c) {
+         c.objective.rule = Rule::sft;
+         c.batch.align_sequences = 0;
+       }},
+      {"a likelihood probe",
+       [](RunConfig& c) {
+         c.objective.rule = Rule::sft;
+         c.batch.align_sequences = 0;
+         c.probe = {{"probe", c.data.align, 0}};
+       }},
+      {"head alone",
+       [&](RunConfig& c) {
+         c.model.config = folder_ / "untied.json";
+         c.model.trainable = {"lm_head.*"};
+       }},
+      {"last block alone", [](RunConfig& c) { c.model.trainable = {".*layers.2.*"}; }},
+      {"part of every block, the rest replicated",
+       [](RunConfig& c) {
+         c.model.trainable = {".*q_proj.*"};
+         c.parallel.frozen = FrozenWeights::replicated;
+       }},
+      {"adapters everywhere",
+       [](RunConfig& c) {
+         c.model.trainable.clear();
+         c.model.lora = LoraConfig{.rank = 3,
+                                   .dropout = 0.2,
+                                   .targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+                                               "up_proj", "down_proj"}};
+       }},
+      {"adapters, recomputed",
+       [&](RunConfig& c) {
+         adapters(c);
+         c.parallel.frozen = FrozenWeights::replicated;
+         c.parallel.recompute = Recompute::block;
+       }},
+      {"adapters in two passes",
+       [&](RunConfig& c) {
+         adapters(c);
+         c.objective.gradients = GradientMode::two_pass;
+       }},
+  };
+  for (const auto& [name, change] : kinds) {
+    SCOPED_TRACE(name);
+    for (int64_t shards : {1, 2, 4}) {
+      config_ = base;
+      change(config_);
+      config_.parallel.shards = shards;
+      expect_run_as_planned(4);
+    }
+  }
+}
+
+// By hand: embedding 1003·64 = 64,192; a block 2·64 norms, (64+32+32)·64 + 64·64 + 3·64·176 =
+// 46,208; last norm 64; the reference's head 64,192. Fully sharded over 8 each is padded to a
+// multiple of 8·16: shards of 8,032, 5,776, 16 and 8,032 elements.
+TEST_F(Plan, RestingMemoryIsThatOfAHandCalculation) {
+  write_data(60);
+  const int64_t trained = 8032 + 3 * 5776 + 16, frozen = 8032;
+  const RankPlan p = plan(8);
+
+  EXPECT_EQ(p.trained, 64192 + 3 * 46208 + 64);
+  EXPECT_EQ(p.memory.largest.weights, 4 * (trained + frozen));
+  EXPECT_EQ(p.memory.largest.optimizer, 2 * 4 * trained);
+  EXPECT_EQ(p.memory.largest.gradients, 2 * 4 * trained);
+}
+
+// Gathers of a step: embedding twice, each block twice, last norm and reference head once;
+// reductions: both gradients of every unit. Each sends 7 shards. Scalars: 2 losses, FLOPs, 2 words
+// of notice, 4 of the Gram matrix, fp64.
+TEST_F(Plan, TrafficIsThatOfAHandCalculation) {
+  write_data(60);
+  const RankPlan p = plan(8);
+
+  const int64_t gathered = 2 * 8032 + 6 * 5776 + 16 + 8032, reduced = 2 * (8032 + 3 * 5776 + 16);
+  EXPECT_EQ(p.traffic.at("all_gather").calls, 2 + 6 + 1 + 1);
+  EXPECT_EQ(p.traffic.at("all_gather").bytes, 7 * 4 * gathered);
+  EXPECT_EQ(p.traffic.at("reduce_scatter").calls, 2 * 5);
+  EXPECT_EQ(p.traffic.at("reduce_scatter").bytes, 7 * 4 * reduced);
+  EXPECT_EQ(p.traffic.at("scalars").bytes, 7 * 9 * 8);
+  EXPECT_FALSE(p.traffic.contains("all_reduce"));
+}
+
+// A chunk of 256 rows of 1,003 words, in float32, twice for the KL.
+TEST_F(Plan, LogitsAreThoseOfOneChunk) {
+  write_random_tokens(config_.data.task, {8, 400, 300, 1000, 1});
+  write_random_tokens(config_.data.align, {8, 400, 300, 1000, 2});
+
+  EXPECT_EQ(plan(1).memory.largest.logits, 2 * 256 * 1003 * 4);
+}
+
+TEST_F(Plan, TheLargestMicroBatchFitsAndALargerOneDoesNot) {
+  write_data(60);
+  const auto model = open();
+  dist::PlanInput in = input(model);
+  in.device.reserve_gib = 0;
+  in.device.memory_gib = 0.25;
+  const RankPlan p = dist::plan_rank(*model.decoder, in, 8);
+  ASSERT_GT(p.largest_micro_batch, 1000);
+
+  // The same data in micro-batches of that many tokens, all on one rank.
+  for (double factor : {0.98, 1.1}) {
+    dist::PlanInput full = in;
+    const auto tokens = static_cast<int64_t>(factor * static_cast<double>(p.largest_micro_batch));
+    full.config.batch.max_tokens_per_rank = tokens;
+    full.config.batch.task_sequences = 8 * 8 * tokens / 60;
+    full.config.batch.align_sequences = 5 * 8 * tokens / 60;
+    full.streams[0].per_step = full.config.batch.task_sequences;
+    full.streams[1].per_step = full.config.batch.align_sequences;
+    full.config.train.steps = 1;
+    const RankPlan at = dist::plan_rank(*model.decoder, full, 8);
+    EXPECT_EQ(at.memory.peak() <= at.device_bytes, factor < 1) << at.memory.peak();
+  }
+}
+
+TEST_F(Plan, RanksWithoutSequencesAreTold) {
+  write_data(60);
+  EXPECT_EQ(plan(8).idle_ranks, 0);
+  EXPECT_EQ(plan(64).idle_ranks, 64 - 13);
+}
+
+TEST_F(Plan, RanksOfOneMachineGatherInPlace) {
+  write_data(60);
+  const auto model = open();
+  dist::PlanInput in = input(model);
+  const RankPlan apart = dist::plan_rank(*model.decoder, in, 4);
+  in.separate_machines = false;
+  in.device.ranks_per_node = 4;
+  const RankPlan together = dist::plan_rank(*model.decoder, in, 4);
+
+  EXPECT_EQ(apart.transport, dist::Transport::messages);
+  EXPECT_EQ(together.transport, dist::Transport::shared_memory);
+  // What a gather would write: two blocks, twice the embedding's size (and the reference's), a
+  // norm.
+  EXPECT_LT(together.memory.largest.buffers, apart.memory.largest.buffers - 2 * 4 * 46208);
+  EXPECT_EQ(together.traffic.at("all_gather").bytes, apart.traffic.at("all_gather").bytes);
+}
+
+TEST(StepTime, EachCollectiveIsAsFastAsTheSlowestLinkThatItCrosses) {
+  const Hardware hardware{{}, {{"near", {100, 1, 0}}, {"far", {10, 1, 0}}}};
+  DeviceFigures device;
+  device.memory_gb_per_s = 1;
+  device.ranks_per_node = 8;
+  device.inside = "near";
+  device.between = "far";
+  dist::StepWork work;
+  work.traffic["all_gather"] = {1, 30'000'000'000};
+  auto gather_s = [&](int64_t ranks, dist::Transport transport) {
+    return dist::step_time(work, {ranks, ranks, transport}, device, hardware, 1.0)
+        .by_collective.at("all_gather");
+  };
+
+  EXPECT_DOUBLE_EQ(gather_s(8, dist::Transport::nccl), 0.3) << "inside one machine";
+  // A ring enters each of two machines once for its 8 ranks, which have a link each.
+  EXPECT_DOUBLE_EQ(gather_s(16, dist::Transport::nccl), std::max(0.3, 3.0 / 8));
+  // By message a rank sends to 8 of 15 peers over its own link.
+  EXPECT_DOUBLE_EQ(gather_s(16, dist::Transport::messages), 3.0 * 8 / 15);
+  EXPECT_DOUBLE_EQ(gather_s(8, dist::Transport::shared_memory), 0);
+}
+
+TEST(StepTime, WorkHidesGathersWhereTheDeviceOverlaps) {
+  const Hardware hardware{{}, {{"link", {1, 1, 0}}}};
+  DeviceFigures device;
+  device.memory_gb_per_s = 1;
+  device.inside = device.between = "link";
+  dist::StepWork work;
+  work.flops = 10;
+  work.traffic["all_gather"] = {1, 4'000'000'000};
+  work.traffic["all_reduce"] = {1, 2'000'000'000};
+  const dist::Layout layout{4, 2, dist::Transport::nccl};
+  const double apart = dist::step_time(work, layout, device, hardware, 1.0).total_s;
+  device.overlaps = true;
+  const dist::StepTime time = dist::step_time(work, layout, device, hardware, 1.0);
+
+  EXPECT_DOUBLE_EQ(apart, 10 + 4 + 2);
+  EXPECT_DOUBLE_EQ(time.total_s, 10 + 2);
+  EXPECT_EQ(time.bottleneck, "matrix products");
+  work.flops = 1;
+  EXPECT_EQ(dist::step_time(work, layout, device, hardware, 1.0).bottleneck,
+            "all_gather over link");
+}
+
+}  // namespace
+}  // namespace safegrad
