@@ -12,9 +12,11 @@
 #include "core/sha256.h"
 #include "dist/checkpoint.h"
 #include "dist/job_failed.h"
+#include "dist/local_rank.h"
 #include "job.h"
 #include "models/hf_export.h"
 #include "output_folder.h"
+#include "plan.h"
 #include "resume.h"
 #include "step_health.h"
 #include "stop_signal.h"
@@ -22,7 +24,8 @@
 namespace safegrad {
 namespace {
 
-void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh) {
+// `near`: ranks of this machine.
+void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh, int near) {
   const RunConfig& c = job.config;
   int64_t all = 0, trained = 0;
   for (const Unit& unit : job.model.decoder->units()) {
@@ -61,6 +64,10 @@ void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh
   fmt::print("{} steps of {} + {} sequences · speed of light {:.0f} GFLOP/s over all ranks\n",
              trainer.total_steps(), c.batch.task_sequences, c.batch.align_sequences,
              trainer.gemm_rate() / 1e9);
+  const auto memory = dist::plan_memory(*job.model.decoder,
+                                        plan_input(c, job.data, !backend.device().is_cpu(), near),
+                                        mesh.world().size());
+  fmt::print("memory a rank: {}\n", memory_in_words(memory));
   std::fflush(stdout);
 }
 
@@ -278,7 +285,8 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
                                        if (metrics) metrics->sync();
                                      });
   trainer.measure_speed_of_light();
-  if (talks) print_header(job, trainer, mesh);
+  const int near = dist::find_local_rank(launcher.control()).ranks;
+  if (talks) print_header(job, trainer, mesh, near);
   if (talks) print_start(job, line, start);
 
   Summary summary;

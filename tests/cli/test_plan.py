@@ -1,9 +1,10 @@
-"""safegrad plan: what it prints for people and programs, what it refuses."""
+"""safegrad plan: what it prints for people and programs, what it refuses; and train's line."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -159,6 +160,14 @@ def test_it_is_one_process(job):
 
     assert ended.code == 1
     assert "plan: 2 ranks were started" in ended.err
+
+
+def test_train_begins_with_the_memory_of_a_rank(job):
+    ended = run(job, "train", "config.yaml")
+
+    assert ended.code == 0, ended.err
+    assert re.search(r"^memory a rank: \d+\.\d [MG]iB planned \(weights \d+\.\d, gradients \d+\.\d, "
+                     r"optimizer \d+\.\d, activations \d+\.\d, buffers \d+\.\d\)$", ended.out, re.M)
 
 
 def test_check_knows_the_limits_of_gpu_kernels_without_a_gpu(job):
