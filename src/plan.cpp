@@ -141,8 +141,6 @@ class Planned {
   const PlanTitle& title() const { return title_; }
 
   RankRun run(const dist::RankPlan& plan) {
-    SAFEGRAD_CHECK(!input_.kernels.gpu, InputError,
-                   "--run: the rank runs on this machine's cores; plan for --device cpu");
     // A model of its own: tables and buffers of a run before are not in this one's.
     auto model = models::open_model_shape(config_.model, config_.train.seed, cpu_backend());
     if (options_.tokens == 0) return run_rank(config_, model, data_, plan);
@@ -175,6 +173,8 @@ class Planned {
     input_.hardware.network(device.between);
     title_.inside = device.inside;
     title_.between = device.between;
+    SAFEGRAD_CHECK(!device.gpu || !options_.run, InputError,
+                   "--run: the rank runs on this machine's cores; plan for --device cpu");
     if (device.gpu) {
       const auto& shape = model_.decoder->config();
       require_gpu_norms(shape.hidden_size, shape.head_dim);

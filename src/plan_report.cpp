@@ -46,7 +46,7 @@ std::string layout_in_words(const dist::RankPlan& p) {
 }
 
 std::string title_line(const PlanTitle& t, const dist::RankPlan& p) {
-  return fmt::format("{}, {} ({:.2f} M of {:.0f} M trained) · {} · {}\n", t.model, t.training,
+  return fmt::format("{}, {} ({:.4g} M of {:.4g} M trained) · {} · {}\n", t.model, t.training,
                      static_cast<double>(p.trained) / 1e6, static_cast<double>(p.parameters) / 1e6,
                      t.device, t.lengths);
 }
