@@ -182,6 +182,8 @@ class Planned {
     } else {
       measure_cpu(device, config_);
     }
+    title_.gemm_tflops = dist::gemm_rate(device, config_) / 1e12;
+    title_.memory_gb_per_s = device.memory_gb_per_s;
     input_.kernels = kernel_memory(config_, device.gpu);
     input_.separate_machines = options_.run;
   }

@@ -192,6 +192,8 @@ std::string plan_json(const PlanTitle& title, const dist::RankPlan& p, const Ran
   json["device"] = title.device;
   json["inside"] = title.inside;
   json["between"] = title.between;
+  json["gemm_tflops"] = title.gemm_tflops;
+  json["memory_gb_per_s"] = title.memory_gb_per_s;
   json["ranks"] = p.ranks;
   json["shards"] = p.shards;
   json["transport"] = name_of(p.transport);

@@ -1,0 +1,65 @@
+"""benchmarks/scaling on one and two ranks with a tiny shape: what it writes adds up. No time is
+judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_job import MODEL, PROGRAM, ROOT
+
+SCRIPT = ROOT / "benchmarks" / "scaling"
+BUILD = Path(PROGRAM).parent
+SECONDS = 120
+
+pytestmark = pytest.mark.skipif(not (BUILD / "bench_step").exists(), reason="built without benchmarks")
+
+
+def scaling(out: Path, *arguments: str):
+    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMP_NUM_THREADS": "1",
+                                "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    shape = json.loads((MODEL / "config.json").read_text()) | {"vocab_size": 1003}
+    (out / "shape.json").write_text(json.dumps(shape))  # bench_step draws tokens below 1000
+    command = [sys.executable, SCRIPT, "--build", BUILD, "--out", out, "--no-picture", "--model",
+               out / "shape.json", "--sequence-length", "16", "--steps", "2", "--warmup", "1",
+               "--launcher", "mpirun --quiet --oversubscribe --bind-to none", *arguments]
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=SECONDS)
+
+
+def test_measured_and_planned_stand_side_by_side(tmp_path):
+    ended = scaling(tmp_path, "--ranks", "1,2", "--task-sequences", "4", "--align-sequences", "2")
+
+    assert ended.returncode == 0, ended.stderr
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    # Hybrid is another layout from 4 ranks on.
+    assert [(r["mode"], r["layout"], r["ranks"]) for r in results] == [
+        (mode, layout, ranks) for mode in ("strong", "weak")
+        for ranks, layout in ((1, "data parallel"), (1, "hybrid"), (1, "sharded"),
+                              (2, "data parallel"), (2, "sharded"))]
+    for r in results:
+        tokens = 16 * 6 * (r["ranks"] if r["mode"] == "weak" else 1)
+        assert r["planned"]["task_tokens"] + r["planned"]["align_tokens"] == tokens
+        assert r["measured"]["ranks"] == r["planned"]["ranks"] == r["ranks"]
+        assert r["measured"]["shards"] == r["planned"]["shards"] == r["shards"]
+        # bench_step counts the shard group's and the world's; data parallel adds all-reduces.
+        for name, sent in r["measured"]["traffic_per_step"].items():
+            planned = r["planned"]["traffic"].get(name, {"calls": 0, "bytes": 0})
+            assert sent == planned, name
+        first = next(o for o in results if (o["mode"], o["layout"]) == (r["mode"], r["layout"]))
+        for kind in ("measured", "planned"):
+            ratio = first[f"{kind}_s"] / r[f"{kind}_s"]
+            expected = ratio / r["ranks"] if r["mode"] == "strong" else ratio
+            assert r[f"{kind}_efficiency"] == pytest.approx(expected)
+    assert len((tmp_path / "scaling.md").read_text().splitlines()) == 2 + len(results)
+
+
+def test_sequences_that_do_not_divide_are_refused(tmp_path):
+    ended = scaling(tmp_path, "--ranks", "2", "--modes", "strong", "--task-sequences", "3")
+
+    assert ended.returncode == 1
+    assert "3 sequences of a step do not divide among 2 ranks" in ended.stderr
