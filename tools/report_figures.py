@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from report_theme import COLORS, DASHES, run_color, stand_in, themed
+from report_theme import COLORS, DASHES, css_variables, run_color, stand_in, themed
 
 # A picture is about as wide as a phone, so that its text has the size of the page's text there.
 WIDTH, HEIGHT, DPI = 380, 230, 72  # points, which the SVG calls user units
@@ -28,7 +28,7 @@ STYLE = {
     "axes.labelcolor": stand_in("muted"), "xtick.color": stand_in("muted"),
     "ytick.color": stand_in("muted"), "text.color": stand_in("ink"), "axes.grid": True,
     "grid.color": stand_in("rule"), "grid.linewidth": 0.6, "lines.linewidth": 1.4,
-    "axes.formatter.useoffset": False, "axes.axisbelow": True,
+    "figure.facecolor": "none", "axes.facecolor": "none", "axes.formatter.useoffset": False, "axes.axisbelow": True,
 }
 
 
@@ -189,10 +189,7 @@ def heat_chart(heat: HeatMap, limit: float, label: str) -> str:
 
 def canvas(height: float):
     figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, layout="constrained")
-    figure.patch.set_visible(False)
-    axes = figure.subplots()
-    axes.patch.set_visible(False)
-    return figure, axes
+    return figure, figure.subplots()
 
 
 def svg_of(figure: Figure, label: str) -> str:
@@ -212,3 +209,9 @@ def svg_of(figure: Figure, label: str) -> str:
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
     return themed(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1))
+
+
+def standalone_svg(figure: Figure, label: str) -> str:
+    """The picture as a file of its own, which follows the theme of the page that shows it."""
+    style = f"<style>{css_variables()}\ntext{{font-family:sans-serif}}</style>"
+    return re.sub(r">", f">{style}", svg_of(figure, label), count=1)

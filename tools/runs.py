@@ -142,7 +142,7 @@ def read_steps(path: Path) -> tuple[list[dict], list[str]]:
     if not by_number:
         raise InputError(f"{path}: holds no finished step; wait for the first one")
     if repeated:
-        notes.append(f"{repeated} steps are there twice; the later record is shown")
+        notes.append(f"steps that are there twice: {repeated}; the later record is shown")
     return [by_number[number] for number in sorted(by_number)], notes
 
 

@@ -216,7 +216,7 @@ def test_lines_that_a_crash_left_and_repeated_steps_are_said(tmp_path):
 
     assert data["pictures"]["loss_task"]["a"]["values"] == [4, 0.5, 1.33333]
     assert "line 3 of metrics.jsonl is not a step" in text_of(content)
-    assert "1 steps are there twice" in text_of(content)
+    assert "steps that are there twice: 1;" in text_of(content)
 
 
 def test_a_run_of_one_step_is_a_dot(tmp_path):
