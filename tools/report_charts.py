@@ -15,7 +15,8 @@ WINDOW = 20  # steps of the moving conflict rate
 
 @dataclass
 class Picture:
-    """A picture with its title, its one line of meaning, and the numbers that it was drawn from."""
+    """A picture with its title, its one line of meaning (empty where the section says it for all of
+    its pictures), and the numbers that it was drawn from."""
 
     id: str
     title: str
@@ -200,6 +201,8 @@ def phases(runs: list[Run]) -> Section:
     return Section(title, [picture])
 
 
+HEAT_MEANING = ("Cosine of the two gradients within each unit of the model; the rule acts on the whole"
+                " model's. Grey: not known, or one gradient is zero.")
 GRAM_HINT = "Set objective.gram_per_unit: true to have the inner products of every block recorded."
 
 
@@ -215,7 +218,8 @@ def blocks(runs: list[Run]) -> Section:
         rows = {name: values for name, values in rows.items() if finite(values)}
         if rows:
             heats[run.name] = heat_map_of(run.numbers, rows)
-    text = " ".join(why_no_heat_map(run) for run in runs if run.name not in heats)
+    text = " ".join([HEAT_MEANING] * bool(heats)
+                    + [why_no_heat_map(run) for run in runs if run.name not in heats])
     if not heats:
         return Section(title, [], text)
     sizes = sorted(abs(v) for heat in heats.values() for row in heat.values for v in finite(row))
@@ -247,9 +251,7 @@ def heat_picture(name: str, heat: HeatMap, limit: float) -> Picture:
         notes.append("With LoRA the adapters of all blocks are one unit.")
     if heat.per_column > 1:
         notes.append(f"A column is the mean of {heat.per_column} steps.")
-    return Picture(f"blocks {name}", name,
-                   "Cosine of the two gradients within each unit of the model; the rule acts on the"
-                   " whole model's. Grey: not known, or one gradient is zero.",
+    return Picture(f"blocks {name}", name, "",
                    heat_chart(heat, limit, f"Cosine by block, mean over the steps: {words}."),
                    {"units": heat.units, "steps": heat.steps,
                     "values": [rounded(row) for row in heat.values],

@@ -260,6 +260,6 @@ def section_html(section: Section) -> list[str]:
 
 
 def figure_html(picture: Picture) -> str:
-    lines = "".join(f"<p>{escape(line)}</p>" for line in [picture.meaning, *picture.notes])
+    lines = "".join(f"<p>{escape(line)}</p>" for line in [picture.meaning, *picture.notes] if line)
     return (f"<figure><h3>{escape(picture.title)}</h3>{picture.svg}"
             f"<figcaption>{lines}</figcaption></figure>\n")
