@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -42,11 +43,11 @@ output: out
 """
 
 
-def sequences(count: int, seed: int) -> list[Sequence]:
+def sequences(count: int, seed: int, vocabulary: int = VOCABULARY) -> list[Sequence]:
     generator = np.random.default_rng(seed)
     made = []
     for _ in range(count):
-        tokens = generator.integers(VOCABULARY, size=generator.integers(6, 20)).tolist()
+        tokens = generator.integers(vocabulary, size=generator.integers(6, 20)).tolist()
         scored = len(tokens) // 2
         made.append(Sequence(tokens, [0] * (len(tokens) - scored) + [1] * scored))
     return made
@@ -63,15 +64,16 @@ def write_tokens(folder: Path, name: str, content: list[Sequence], classes=()) -
     write_token_file(folder / f"{name}.safetensors", content, tokenizer, "", classes=classes)
 
 
-def write_job(folder: Path) -> None:
+def write_job(folder: Path, source: Path = MODEL) -> None:
     """A model, its data and a config that trains."""
     model = folder / "model"
     model.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copyfile(MODEL / name, model / name)
+    for path in [source / "config.json", *source.glob("model*.safetensors*")]:
+        shutil.copyfile(path, model / path.name)
+    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     (model / "tokenizer.json").write_text("{}")
-    write_tokens(folder, "task", sequences(12, seed=1))
-    write_tokens(folder, "align", sequences(8, seed=2))
+    write_tokens(folder, "task", sequences(12, 1, vocabulary))
+    write_tokens(folder, "align", sequences(8, 2, vocabulary))
     write_tokens(folder, "choice", choices(5), classes=["first", "second"])
     (folder / "config.yaml").write_text(CONFIG)
 

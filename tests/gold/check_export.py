@@ -33,8 +33,8 @@ def load(folder):
 
 
 @torch.no_grad()
-def loss_in_transformers(folder, tokens_file):
-    model = load(folder)
+def loss_of(model, tokens_file):
+    """Mean over the scored tokens of -log p, one sequence at a time."""
     data = safetensors.torch.load_file(tokens_file)
     bounds = data["offsets"].tolist()
     total, scored = 0.0, 0
@@ -65,7 +65,7 @@ def main():
     parser.add_argument("tokens", type=pathlib.Path, help="token file without choices")
     parser.add_argument("--program", default=ROOT / "build" / "safegrad")
     arguments = parser.parse_args()
-    theirs = loss_in_transformers(arguments.model, arguments.tokens)
+    theirs = loss_of(load(arguments.model), arguments.tokens)
     ours = loss_in_safegrad(arguments.model, arguments.tokens, arguments.program)
     print(f"{arguments.model}: loss per scored token: transformers {theirs:.8f}, safegrad {ours:.8f}")
     if abs(ours / theirs - 1) > TOLERANCE:
