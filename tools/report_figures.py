@@ -87,6 +87,7 @@ def line_chart(lines: list[Line], *, zero: bool = False, percent: bool = False,
             axes.set_ylim(-3, 103)
         elif scale := decades(lines):
             axes.set_yscale(**scale)
+            axes.yaxis.get_major_locator().set_params(numticks=6)  # else labels may overlap
         for run, steps in (skipped or {}).items():
             axes.plot(steps, [1.0] * len(steps), "x", transform=axes.get_xaxis_transform(),
                       clip_on=False, color=stand_in(run_color(run)), markersize=6)

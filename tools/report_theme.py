@@ -16,16 +16,16 @@ COLORS = {
     "rule": ("#d5d9df", "#3a424d"),
     "against": ("#d55e00", "#d55e00"),  # the two ends of the heat map, which is an image: the
     "along": ("#0072b2", "#0072b2"),  # same on both backgrounds
-    # Runs: the hues that Okabe and Ito chose to be told apart with any colour vision, made darker
-    # or lighter until they stand out from the background.
+    # Runs: blue and vermilion after Okabe and Ito, then what a search found to be farthest apart
+    # with any kind of colour vision; a test computes the distances.
     "run0": ("#0068b0", "#5ab4f0"),
     "run1": ("#c4500a", "#ff8f4a"),
-    "run2": ("#00785a", "#2ecc9f"),
-    "run3": ("#a8437f", "#eb9ccb"),
-    "run4": ("#7d6200", "#f0e05a"),
-    "run5": ("#2f8fc4", "#3f86d6"),
-    "run6": ("#23272d", "#f2f4f7"),
-    "run7": ("#7a7f87", "#8d949e"),
+    "run2": ("#3e4414", "#00ff93"),
+    "run3": ("#6e0c45", "#a55695"),
+    "run4": ("#867346", "#b5ff18"),
+    "run5": ("#008eff", "#7d49ff"),
+    "run6": ("#450073", "#ffd0e3"),
+    "run7": ("#a5517b", "#92907c"),
 }
 TEXT, BACKGROUNDS = ("ink", "muted"), ("page", "card")
 MAX_RUNS = sum(name.startswith("run") for name in COLORS)

@@ -55,7 +55,7 @@ def write_tensorboard(run: Run) -> Path:
 def write_wandb(run: Run, project: str = "safegrad") -> Path:
     """Adds an offline run to RUN/wandb, for `wandb sync` to send. Sends nothing itself."""
     wandb = need("wandb")
-    # The numbers and the config, and nothing about this machine.
+    # The numbers and the config, and as little about this machine as can be set.
     settings = wandb.Settings(mode="offline", silent=True, console="off", disable_git=True,
                               save_code=False, x_disable_stats=True, x_disable_meta=True,
                               x_disable_machine_info=True, x_save_requirements=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -10,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from errors import InputError
 from report_figures import BINS
@@ -289,6 +291,18 @@ def test_thousands_of_steps_are_thinned_without_losing_a_spike(tmp_path):
     assert f"mean of {per_point} steps" in picture(content, "Task loss")
 
 
+def test_a_huge_coefficient_does_not_flatten_the_others(tmp_path):
+    steps = [step(n, c_align=[0.0, 1.0, 2.0][n % 3]) for n in range(1, 20)]
+    steps[4]["c_align"] = 1e16
+
+    content, _ = report(write_run(tmp_path / "a", steps))
+
+    chart = picture(content, "Coefficient of the alignment gradient")
+    assert "Logarithmic axis." in chart
+    heights = [y for _, y in drawn_points(chart, run=0)]
+    assert heights[2] - heights[0] > 3  # 0 and 1, in page units: more than two widths of a line
+
+
 def test_the_heat_map_is_the_cosine_of_every_unit(tmp_path):
     units = {"block 10": {"uu": 4.0, "ua": -1.0, "aa": 1.0}, "head": {"uu": 1, "ua": 0.5, "aa": 1},
              "block 2": {"uu": 9.0, "ua": 3.0, "aa": 4.0}, "embedding": {"uu": 0, "ua": 0, "aa": 0}}
@@ -406,11 +420,15 @@ def test_a_missing_tracker_says_what_to_install(tmp_path, monkeypatch, package, 
         write(read_runs([write_run(tmp_path / "a", [step(1)])])[0])
 
 
+def linear(color: str) -> np.ndarray:
+    """Linear red, green and blue of sRGB."""
+    parts = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    return np.array([p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts])
+
+
 def luminance(color: str) -> float:
     """Of WCAG 2.2: https://www.w3.org/TR/WCAG22/#dfn-relative-luminance"""
-    parts = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return float(linear(color) @ [0.2126, 0.7152, 0.0722])
 
 
 def contrast(a: str, b: str) -> float:
@@ -428,3 +446,34 @@ def test_text_and_lines_stand_out_from_their_background(theme):
             # The least that WCAG asks for: 4.5 for text, 3 for lines and areas.
             least = 4.5 if name in TEXT else 3.0
             assert contrast(pair[theme], background) >= least, name
+
+
+# How a colour looks without one kind of cone: Machado, Oliveira, Fernandes 2009, severity 1.
+VISIONS = {
+    "usual": np.eye(3),
+    "no L cones": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                            [-0.003882, -0.048116, 1.051998]]),
+    "no M cones": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                            [-0.011820, 0.042940, 0.968881]]),
+    "no S cones": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+                            [0.004733, 0.691367, 0.303900]]),
+}
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE 1976 L*a*b* of linear sRGB under D65."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722],
+                       [0.0193, 0.1192, 0.9505]])
+    xyz = to_xyz @ np.clip(rgb, 0, 1) / [0.9505, 1.0, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("vision", VISIONS)
+def test_the_colours_of_runs_differ_with_any_colour_vision(theme, vision):
+    assert lab(np.ones(3)) == pytest.approx([100, 0, 0], abs=0.1)
+    seen = [lab(VISIONS[vision] @ linear(COLORS[f"run{i}"][theme])) for i in range(MAX_RUNS)]
+    for a, b in itertools.combinations(seen, 2):
+        # 2.3 is just noticeable side by side; thin lines need several times that.
+        assert np.linalg.norm(a - b) > 15
