@@ -41,8 +41,9 @@ void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh
                                                     : fmt::format("{} replicas x {} shards",
                                                                   mesh.replicas(), mesh.shards());
   const Backend& backend = job.device->backend();
-  fmt::print("safegrad {} · {}, {} ({:.2f} M of {:.0f} M trained) · {} ranks, {}, {}, {}\n",
-             SAFEGRAD_VERSION, job.model.name, what, trained / 1e6, all / 1e6, mesh.world().size(),
+  fmt::print("safegrad {} · {}, {} ({:.2f} M of {:.{}f} M trained) · {} ranks, {}, {}, {}\n",
+             SAFEGRAD_VERSION, job.model.name, what, trained / 1e6, all / 1e6,
+             all < 10'000'000 ? 2 : 0, mesh.world().size(),
              backend.device().is_cpu() ? "mpi" : "nccl", backend.name(), layout);
   auto describe = [](const char* label, const TokenFile& file) {
     std::string sources;
