@@ -10,10 +10,14 @@
 
 #include "core/config_reader.h"
 #include "core/enum_names.h"
+#include "core/json.h"
 #include "core/yaml_tree.h"
 
 namespace safegrad {
 namespace {
+
+// std::regex takes stack for each bracket and memory for each repetition of an expression.
+constexpr size_t kMaxExpression = 256, kMaxExpressions = 64;
 
 [[noreturn]] void refuse_both(const YamlTree& tree, std::string_view first,
                               std::string_view second) {
@@ -22,6 +26,26 @@ namespace {
   tree.fail(second,
             fmt::format("cannot be combined with {} ({}); leave one out, or use --set {}=null",
                         first, tree.origin(first), first));
+}
+
+void check_trainable(const YamlTree& tree, const std::vector<std::string>& trainable) {
+  if (trainable.size() > kMaxExpressions) {
+    tree.fail("model.trainable", fmt::format("got a list of {}, at most {} are allowed",
+                                             trainable.size(), kMaxExpressions));
+  }
+  for (size_t i = 0; i < trainable.size(); ++i) {
+    const std::string key = fmt::format("model.trainable[{}]", i);
+    if (trainable[i].size() > kMaxExpression) {
+      tree.fail(key, fmt::format("got an expression of {} characters, at most {} are allowed",
+                                 trainable[i].size(), kMaxExpression));
+    }
+    try {
+      std::regex(trainable[i], std::regex::ECMAScript);
+    } catch (const std::regex_error& error) {
+      tree.fail(key, fmt::format("got \"{}\", which is no ECMAScript regular expression: {}",
+                                 printable(trainable[i], kMaxExpression), error.what()));
+    }
+  }
 }
 
 void resolve_model(const YamlTree& tree, ModelSection& model) {
@@ -35,15 +59,7 @@ void resolve_model(const YamlTree& tree, ModelSection& model) {
     if (tree.find("model.trainable")) refuse_both(tree, "model.lora", "model.trainable");
     model.trainable.clear();
   }
-  for (size_t i = 0; i < model.trainable.size(); ++i) {
-    try {
-      std::regex(model.trainable[i], std::regex::ECMAScript);
-    } catch (const std::regex_error& error) {
-      tree.fail(fmt::format("model.trainable[{}]", i),
-                fmt::format("got \"{}\", which is no ECMAScript regular expression: {}",
-                            model.trainable[i], error.what()));
-    }
-  }
+  check_trainable(tree, model.trainable);
 }
 
 /// Every rule but sft needs alignment data; sft may have it, to measure the conflict. A config

@@ -22,7 +22,7 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
     {"model.lora.merge", "write a whole model with the adapters merged in, not an adapter folder"},
     {"model.trainable",
      "without `lora`: the parameters whose whole Hugging Face name matches one of these ECMAScript "
-     "regular expressions are trained, the others are frozen"},
+     "regular expressions are trained, the others are frozen; at most 64 of 256 characters"},
     {"data", "What it is trained on: token files, see [data.md](data.md)."},
     {"data.task", "token file of what the user wants the model to learn; `train` needs it"},
     {"data.align", "token file of the alignment set; every rule but `sft` needs it"},

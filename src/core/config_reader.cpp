@@ -17,6 +17,7 @@
 #include <fmt/ranges.h>
 
 #include "core/config_keys.h"
+#include "core/json.h"
 #include "core/key_lister.h"
 
 namespace safegrad {
@@ -230,7 +231,8 @@ class SectionReader {
     Number number{};
     const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), number);
     if (std::is_unsigned_v<Number> && text.starts_with('-')) {
-      tree_.fail(value.line, path, fmt::format("got {}, must be {}", text, text_of(range)));
+      tree_.fail(value.line, path,
+                 fmt::format("got {}, must be {}", printable(text), text_of(range)));
     }
     if (value.kind != YamlValue::Kind::scalar || value.quoted || end != text.data() + text.size() ||
         status == std::errc::invalid_argument) {

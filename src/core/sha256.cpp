@@ -1,6 +1,9 @@
 #include "core/sha256.h"
 
+#include <algorithm>
 #include <array>
+#include <cstdint>
+#include <memory>
 #include <vector>
 
 #include <openssl/evp.h>
@@ -48,7 +51,8 @@ std::string sha256_of(std::span<const std::byte> bytes) {
 std::string sha256_of_file(const std::string& path) {
   InputFile file(path);
   Sha256 hash;
-  std::vector<std::byte> buffer(size_t{1} << 20);
+  std::vector<std::byte> buffer(
+      static_cast<size_t>(std::clamp(file.size(), int64_t{1}, int64_t{1} << 20)));
   while (const size_t n = file.read(buffer)) hash.update(std::span(buffer).first(n));
   return hash.hex();
 }

@@ -1,6 +1,8 @@
 #include "core/yaml_parser.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <sstream>
 #include <utility>
 
@@ -12,9 +14,13 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/utf8.h"
 
 namespace safegrad {
 namespace {
+
+// More than any config has; keys are compared with each other.
+constexpr size_t kMaxChildren = 1000;
 
 YamlValue make_value(YamlValue::Kind kind, int line) {
   YamlValue value;
@@ -47,6 +53,10 @@ class TreeBuilder : public YAML::EventHandler {
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
                 const std::string& text) override {
     refuse_tag(mark, tag);
+    if (const auto point = find_unwritable(text)) {
+      fail(mark, fmt::format("got a text with U+{:04X} in it, which no name has",
+                             static_cast<uint32_t>(*point)));
+    }
     if (awaits_key()) {
       begin_member(mark, text);
       return;
@@ -145,6 +155,10 @@ class TreeBuilder : public YAML::EventHandler {
       return;
     }
     Level& parent = levels_.back();
+    if (parent.value.children.size() == kMaxChildren) {
+      fail_at(file_, value.line, path(),
+              fmt::format("got more than {} entries side by side", kMaxChildren));
+    }
     if (parent.value.kind == YamlValue::Kind::map) {
       value.key = std::exchange(parent.key, {});
       value.line = parent.key_line;
@@ -187,6 +201,13 @@ std::string shown(const YamlValue& value) {
 YamlValue parse_yaml(const std::string& file, std::string_view set_key, std::string_view text) {
   // yaml-cpp 0.7 ends an open quote silently at the end of a file, but only after a newline.
   text = text.substr(0, text.find_last_not_of(" \t\r\n") + 1);
+  if (const size_t bad = find_not_utf8(text); bad != std::string_view::npos) {
+    // yaml-cpp would put U+FFFD there, and a path would name another file.
+    const auto line = 1 + static_cast<int>(std::count(text.begin(), text.begin() + bad, '\n'));
+    fail_at(file, set_key.empty() ? line : YamlValue::kFromSet, set_key,
+            fmt::format("got the byte {:#04x}, which is not UTF-8; save the file as UTF-8",
+                        static_cast<uint8_t>(text[bad])));
+  }
   TreeBuilder builder(file, set_key);
   try {
     std::istringstream stream{std::string(text)};
@@ -202,10 +223,11 @@ YamlValue parse_yaml(const std::string& file, std::string_view set_key, std::str
   } catch (const YAML::Exception& error) {
     if (!set_key.empty()) {
       fail_at(file, YamlValue::kFromSet, set_key,
-              fmt::format("got \"{}\", which is no YAML value: {}", printable(text), error.msg));
+              fmt::format("got \"{}\", which is no YAML value: {}", printable(text),
+                          printable(error.msg)));
     }
     throw ConfigError(fmt::format("{}:{}:{}: not valid YAML: {}", file, error.mark.line + 1,
-                                  error.mark.column + 1, error.msg));
+                                  error.mark.column + 1, printable(error.msg)));
   }
   return {};
 }
@@ -214,7 +236,7 @@ void fail_at(const std::string& file, int line, std::string_view key, std::strin
   std::string text = file;
   if (line > 0) text += fmt::format(":{}", line);
   text += line == YamlValue::kFromSet ? ": --set " : ": ";
-  if (!key.empty()) text += fmt::format("{}: ", key);
+  if (!key.empty()) text += fmt::format("{}: ", printable(key));
   throw ConfigError(text.append(message));
 }
 

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "core/config_schema.h"
 #include "core/enum_names.h"
 #include "core/key_lister.h"
@@ -198,6 +200,65 @@ TEST_F(ConfigTest, OddTextsAndNumbersSurviveTheRoundTrip) {
 
     EXPECT_EQ(load(to_yaml(config)), config) << to_yaml(config);
   }
+}
+
+TEST_F(ConfigTest, TextsThatYamlCannotWriteAreRefused) {
+  const auto refused = [&](const std::string& text) {
+    return error_of("model: {path: m}\ndata: {align: a}\noutput: " + text + "\n");
+  };
+  EXPECT_EQ(refused("a\xff"),
+            "config.yaml:3: got the byte 0xff, which is not UTF-8; save the file as UTF-8");
+  // Cut short, spelled longer than need be, half of a pair, above U+10FFFF.
+  for (const char* bad : {"\xc3", "\xc0\xaf", "\xe0\x80\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80"}) {
+    EXPECT_NE(refused(bad).find("not UTF-8"), std::string::npos) << refused(bad);
+  }
+  EXPECT_NE(
+      error_of(kMinimal, {"output=a\xff"}).find("config.yaml: --set output: got the byte 0xff"),
+      std::string::npos);
+
+  EXPECT_EQ(refused("\"a\\0b\""),
+            "config.yaml:3: output: got a text with U+0000 in it, which no name has");
+  for (const char* bad : {"\\uffff", "\\ufdd0", "\\U0010fffe"}) {
+    EXPECT_NE(refused("\"" + std::string(bad) + "\"").find("which no name has"), std::string::npos);
+  }
+  for (const char* good : {"\xc3\xbc", "\xed\x9f\xbf", "\xef\xbf\xbc", "\xf4\x8f\xbf\xbd"}) {
+    EXPECT_EQ(refused(good), "no error");
+  }
+}
+
+TEST_F(ConfigTest, MessagesShowWhatATerminalWouldObeyAsText) {
+  const std::string control = "\"a\\e[2J\"";  // clears a screen
+  EXPECT_EQ(error_of(control + ": 1\n").rfind("config.yaml:1: a\\x1b[2J: no such key", 0), 0u)
+      << error_of(control + ": 1\n");
+  EXPECT_EQ(error_of("model: {path: m, trainable: [\"(\\e[2J\"]}\noutput: o\n")
+                .rfind("config.yaml:1: model.trainable[0]: got \"(\\x1b[2J\"", 0),
+            0u);
+  EXPECT_NE(error_of("train: {seed: \"-\\e\"}\noutput: o\n").find("got -\\x1b, must be"),
+            std::string::npos);
+  EXPECT_NE(error_of("output: \"\\\x1b\"\n").find("\\x1b"), std::string::npos);
+}
+
+TEST_F(ConfigTest, AFileCannotAskForMuchMoreThanItIs) {
+  const auto with_expressions = [&](const std::string& list) {
+    return error_of("model: {path: m, trainable: [" + list + "]}\ndata: {align: a}\noutput: o\n");
+  };
+  // Each bracket is a level of recursion in std::regex: this many would overflow its stack.
+  const size_t deep = 60000;
+  EXPECT_EQ(
+      with_expressions("'" + std::string(deep, '(') + std::string(deep, ')') + "'"),
+      "config.yaml:1: model.trainable[0]: got an expression of 120000 characters, at most 256 "
+      "are allowed");
+  EXPECT_EQ(with_expressions("'" + std::string(128, '(') + std::string(128, ')') + "'"),
+            "no error");
+  // Each of these would take megabytes.
+  std::string many;
+  for (int i = 0; i < 65; ++i) many += "'a{9999}',";
+  EXPECT_EQ(with_expressions(many),
+            "config.yaml:1: model.trainable: got a list of 65, at most 64 are allowed");
+
+  std::string keys;
+  for (int i = 0; i < 1001; ++i) keys += fmt::format("k{}: 1\n", i);
+  EXPECT_EQ(error_of(keys), "config.yaml:1001: k1000: got more than 1000 entries side by side");
 }
 
 TEST_F(ConfigTest, WrittenNumbersAreShortAndNumbersToYaml11) {
