@@ -71,6 +71,8 @@ std::map<std::string, std::string> read_sums(const std::string& path) {
   for (std::string line; std::getline(lines, line);) {
     SAFEGRAD_CHECK(line.size() > kDigest + 2 && line.compare(kDigest, 2, "  ") == 0, InputError,
                    "{}: is damaged: \"{}\" is no checksum and file name", path, printable(line));
+    SAFEGRAD_CHECK(line.find('/') == std::string::npos, InputError,
+                   "{}: is damaged: \"{}\" is of a file in another folder", path, printable(line));
     sums[line.substr(kDigest + 2)] = line.substr(0, kDigest);
   }
   return sums;

@@ -571,6 +571,18 @@ TEST(CheckpointFolder, AutoMeansLatestAndSaysWhereThatIsWrong) {
   EXPECT_NE(warnings[4].find("latest is missing"), std::string::npos);
 }
 
+TEST(CheckpointFolder, ChecksumsOfFilesElsewhereAreRefused) {
+  const test::TempFolder temp;
+  pretend_checkpoint(temp.path(), 5);
+  const std::string folder = temp.path() + "/step-000005", sums = folder + "/SHA256SUMS";
+  const std::string text = read_small_file(sums, 1 << 20);
+  for (const std::string name : {"../outside.safetensors", "/etc/passwd", "a/b"}) {
+    write_file_atomically(sums, text + std::string(64, '0') + "  " + name + "\n");
+    test::expect_refused<InputError>([&] { dist::verify_checkpoint(folder, 0, 1); },
+                                     {sums, name, "another folder"});
+  }
+}
+
 TEST(CheckpointFolder, OnlyWhatWasBegunIsRemoved) {
   const test::TempFolder temp;
   for (const char* name : {"step-000020.tmp", "step-000010.old", "mine.tmp", "step-mine.old"})
