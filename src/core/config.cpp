@@ -16,8 +16,9 @@
 namespace safegrad {
 namespace {
 
-// std::regex takes stack for each bracket and memory for each repetition of an expression.
-constexpr size_t kMaxExpression = 256, kMaxExpressions = 64;
+// std::regex takes stack for each bracket and memory for each repetition of an expression, and its
+// own arithmetic overflows at a long back-reference.
+constexpr size_t kMaxExpression = 256, kMaxExpressions = 64, kMaxDigits = 5;
 
 [[noreturn]] void refuse_both(const YamlTree& tree, std::string_view first,
                               std::string_view second) {
@@ -26,6 +27,15 @@ constexpr size_t kMaxExpression = 256, kMaxExpressions = 64;
   tree.fail(second,
             fmt::format("cannot be combined with {} ({}); leave one out, or use --set {}=null",
                         first, tree.origin(first), first));
+}
+
+size_t longest_number(std::string_view text) {
+  size_t longest = 0, digits = 0;
+  for (const char c : text) {
+    digits = c >= '0' && c <= '9' ? digits + 1 : 0;
+    longest = std::max(longest, digits);
+  }
+  return longest;
 }
 
 void check_trainable(const YamlTree& tree, const std::vector<std::string>& trainable) {
@@ -38,6 +48,10 @@ void check_trainable(const YamlTree& tree, const std::vector<std::string>& train
     if (trainable[i].size() > kMaxExpression) {
       tree.fail(key, fmt::format("got an expression of {} characters, at most {} are allowed",
                                  trainable[i].size(), kMaxExpression));
+    }
+    if (longest_number(trainable[i]) > kMaxDigits) {
+      tree.fail(key, fmt::format("got {}, in which a number has more than {} digits",
+                                 shown(*tree.find(key)), kMaxDigits));
     }
     try {
       std::regex(trainable[i], std::regex::ECMAScript);

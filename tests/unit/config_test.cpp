@@ -250,6 +250,11 @@ TEST_F(ConfigTest, AFileCannotAskForMuchMoreThanItIs) {
       "are allowed");
   EXPECT_EQ(with_expressions("'" + std::string(128, '(') + std::string(128, ')') + "'"),
             "no error");
+  // As a back-reference it overflows an int of std::regex.
+  EXPECT_EQ(
+      with_expressions("'a\\18446744073709551615'"),
+      "config.yaml:1: model.trainable[0]: got \"a\\\\18446744073709551615\", in which a number "
+      "has more than 5 digits");
   // Each of these would take megabytes.
   std::string many;
   for (int i = 0; i < 65; ++i) many += "'a{9999}',";

@@ -256,6 +256,8 @@ TEST_F(PeftAdapterTest, RefusesABaseThatIsNowhere) {
                         {"\"Org/Name\"", adapter() + "/Org/Name", "download"});
   expect_config_refused("base_model_name_or_path", nullptr, {"nothing"});
   expect_config_refused("base_model_name_or_path", "", {"path of a folder"});
+  expect_config_refused("base_model_name_or_path", std::string("../base\0x", 9),
+                        {"path of a folder"});
 }
 
 TEST_F(PeftAdapterTest, RefusesEverythingButPlainLora) {
