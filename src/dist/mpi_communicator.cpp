@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -69,7 +68,8 @@ class GatherWork : public Work {
                      "all_gather send");
       }
     }
-    std::memcpy(bytes_of(full_) + group_.rank * n, bytes_of(shard_), static_cast<size_t>(n));
+    // Not memcpy, which takes no null pointer: a tensor without elements has one.
+    std::copy_n(bytes_of(shard_), n, bytes_of(full_) + group_.rank * n);
   }
 
   void wait() override {

@@ -216,7 +216,7 @@ TEST(Rotate, InverseUndoesItAndIsItsTranspose) {
 TEST(Rotate, ScoresDependOnTheDistanceOfPositionsAlone) {
   const auto [cos, sin] = tables(64, 1100);
   const at::Tensor q = random_tensor({1, 1, 64}, 16), k = random_tensor({1, 1, 64}, 17);
-  auto score = [&](int64_t a, int64_t b) {
+  auto score = [&, &cos = cos, &sin = sin](int64_t a, int64_t b) {
     at::Tensor qa = q.clone(), kb = k.clone();
     rotate(qa, test::indices({a}), cos, sin, false);
     rotate(kb, test::indices({b}), cos, sin, false);
