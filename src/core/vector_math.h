@@ -17,7 +17,8 @@ SAFEGRAD_HOST_DEVICE inline float exp_f32(float x) {
   constexpr float kRound =
       12582912.0f;  // 1.5 * 2²³: adding and subtracting it rounds to an integer
   x = x < -87.3f ? -87.3f : x;
-  const float n = (x * kLog2e + kRound) - kRound;
+  const float shifted = x * kLog2e + kRound;
+  const float n = shifted - kRound;
   const float r = (x - n * kLn2High) - n * kLn2Low;
   float p = 1.0f / 5040;
   p = p * r + 1.0f / 720;
@@ -27,9 +28,13 @@ SAFEGRAD_HOST_DEVICE inline float exp_f32(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  // n out of the low bits of `shifted`: a NaN must not be converted to an integer.
+  constexpr uint32_t kRoundBits = 0x4b400000;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);  // std::bit_cast is not for device code
+  bits = (bits - kRoundBits + 127) << 23;
   float power;
-  std::memcpy(&power, &bits, sizeof power);  // std::bit_cast is not for device code
+  std::memcpy(&power, &bits, sizeof power);
   return p * power;
 }
 
