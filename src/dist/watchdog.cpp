@@ -89,7 +89,7 @@ class Watchdog::Watch {
       last = now;
       if (late || others_are_late()) {
         report();
-        end_job_();
+        return end_job_();
       }
     }
   }

@@ -27,7 +27,8 @@ struct Guard {
 /// itself was stopped does not count.
 class Watchdog {
  public:
-  /// `end_job` ends the process, from any thread, with an exit code that is not 0.
+  /// `end_job` ends the process, from any thread, with an exit code that is not 0. Should it
+  /// return, nothing is guarded any more.
   explicit Watchdog(std::function<void()> end_job);
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;

@@ -1,5 +1,10 @@
 // flight_test.cpp: records of collectives, and what they say together.
+#include <array>
 #include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <future>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -9,10 +14,13 @@
 #include <gtest/gtest.h>
 
 #include "core/error.h"
+#include "core/files.h"
 #include "dist/flight_record.h"
 #include "dist/flight_report.h"
 #include "dist/solo_communicator.h"
+#include "dist/watchdog.h"
 #include "dist/watched_communicator.h"
+#include "unit/temp_folder.h"
 
 namespace safegrad::dist {
 namespace {
@@ -209,6 +217,61 @@ TEST(FlightReport, TellsDifferentCollectivesApart) {
   EXPECT_THAT(
       explain_standstill({a, same, log_of(2, 3, {call("world", 9, "all_reduce", -1, "block 1")})}),
       Not(HasSubstr("different")));
+}
+
+// Two ranks as threads: one waits for the other, which computes.
+TEST(Watchdog, LeavesTheRecordsOfAllRanksAndOneReport) {
+  const test::TempFolder parent;
+  Guard guard;
+  guard.ranks = 2;
+  guard.deadline = std::chrono::seconds(1);
+  guard.deadline_name = "the test's deadline";
+  guard.folder = parent.path() + "/flight";
+  std::array<std::promise<void>, 2> ended;
+  std::array<std::unique_ptr<Watchdog>, 2> dogs;
+  ::testing::internal::CaptureStderr();
+  for (size_t rank = 0; rank < 2; ++rank) {
+    dogs[rank] = std::make_unique<Watchdog>([&ended, rank] { ended[rank].set_value(); });
+    guard.rank = static_cast<int>(rank);
+    dogs[rank]->guard(guard);
+    FlightRecord& record = dogs[rank]->record();
+    record.finish(record.begin(call("world", 1, "barrier")));
+  }
+  FlightRecord& waiting = dogs[0]->record();
+  waiting.await(waiting.begin(call("world", 2, "barrier")));
+  for (std::promise<void>& end : ended) end.get_future().wait();
+  const std::string told = ::testing::internal::GetCapturedStderr();
+
+  EXPECT_THAT(told,
+              StartsWith("error: no progress for 1 s (the test's deadline): rank 1 has not come "
+                         "to barrier 2 of world\n"));
+  EXPECT_EQ(told.find("error: ", 1), std::string::npos) << "one rank speaks";
+  EXPECT_EQ("error: " + read_small_file(guard.folder + "/report.txt", 1 << 16) + "\n", told);
+  for (int rank = 0; rank < 2; ++rank) {
+    const std::string path = fmt::format("{}/rank-{}.json", guard.folder, rank);
+    const FlightLog log = parse_flight_log(read_small_file(path, 1 << 20), path);
+    EXPECT_EQ(log.rank, rank);
+    EXPECT_EQ(log.awaited.has_value(), rank == 0);
+    EXPECT_EQ(log.flights.size(), rank == 0 ? 2u : 1u);
+  }
+}
+
+TEST(Watchdog, LeavesRanksAloneThatGetOn) {
+  const test::TempFolder parent;
+  bool ended = false;
+  {
+    Watchdog dog([&ended] { ended = true; });
+    dog.guard({0, 2, std::chrono::seconds(2), "", parent.path() + "/flight"});
+    // Many short waits, longer than the deadline in all.
+    for (int64_t i = 1; i <= 60; ++i) {
+      const int64_t number = dog.record().begin(call("world", i, "barrier"));
+      dog.record().await(number);
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      dog.record().finish(number);
+    }
+  }
+  EXPECT_FALSE(ended);
+  EXPECT_FALSE(std::filesystem::exists(parent.path() + "/flight"));
 }
 
 }  // namespace
