@@ -62,12 +62,12 @@ target_include_directories(safegrad_cuda_kernels PRIVATE src)
 set_target_properties(safegrad_cuda_kernels PROPERTIES POSITION_INDEPENDENT_CODE ON)
 target_compile_options(safegrad_cuda_kernels PRIVATE -Xcompiler=-Wall,-Wextra "SHELL:-Xcompiler=-idirafter,${LibTorch_INCLUDE_DIR}")
 
-# The last three are parts of the program, once more: a shared library's code is compiled in its own way.
+# The last four are parts of the program, once more: a shared library's code is compiled in its own way.
 add_library(safegrad_cuda SHARED
   src/cuda/attention.cpp src/cuda/cuda_backend.cpp src/cuda/cuda_kernels.cpp src/cuda/cuda_module.cpp
   src/cuda/event_stopwatch.cpp src/cuda/launch_check.cpp src/cuda/nccl_communicator.cpp src/cuda/nccl_link.cpp
   $<TARGET_OBJECTS:safegrad_cuda_kernels>
-  src/core/parameter.cpp src/dist/communicator.cpp src/dist/control_plane.cpp)
+  src/core/gpu_limits.cpp src/core/parameter.cpp src/dist/communicator.cpp src/dist/control_plane.cpp)
 target_link_libraries(safegrad_cuda PRIVATE safegrad_options LibTorch::cuda NCCL::nccl CUDA::cudart)
 # LibTorch's operators for GPUs register themselves when their library is loaded; what that library
 # needs in turn may be missing on a machine that only builds.
