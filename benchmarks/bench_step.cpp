@@ -47,9 +47,12 @@ Rule parse_rule(const std::string& name) {
   return static_cast<Rule>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
-// Gathers and reductions run in the shard group, scalars in the world.
+// Gathers and reductions run in the shard group, all-reduces in the replicas', scalars in the
+// world.
 std::map<std::string, dist::Traffic> traffic_of(dist::Mesh& mesh) {
   auto traffic = mesh.shard_group().traffic();
+  const auto& of_replicas = mesh.replica_group().traffic();
+  traffic.insert(of_replicas.begin(), of_replicas.end());
   traffic["scalars"] = mesh.world().traffic().at("scalars");
   return traffic;
 }

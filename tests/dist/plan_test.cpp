@@ -28,16 +28,21 @@ class PlannedRanks : public ::testing::Test {
     }
   }
 
-  void expect_as_planned() {
-    AllocationCount count;
-    TinyJob job(config_, std::make_unique<SeparateMachines>(world()));
+  dist::RankPlan plan_of(TinyJob& job, bool separate) {
     std::vector<std::string> warnings;
     const auto data = dist::open_data(config_, *job.model.decoder, "", warnings);
     dist::PlanInput input = plan_input(config_, data, /*gpu=*/false, /*near=*/1);
     input.hardware = known_hardware();
     input.device = input.hardware.device("h100");
-    input.separate_machines = true;
-    const dist::RankPlan plan = dist::plan_rank(*job.model.decoder, input, all_->size());
+    input.device.ranks_per_node = all_->size();
+    input.separate_machines = separate;
+    return dist::plan_rank(*job.model.decoder, input, all_->size());
+  }
+
+  void expect_as_planned() {
+    AllocationCount count;
+    TinyJob job(config_, std::make_unique<SeparateMachines>(world()));
+    const dist::RankPlan plan = plan_of(job, /*separate=*/true);
     job.run(plan.step, plan.step + 1);
     const auto before = sent(job);
     count.take_peak();
@@ -89,6 +94,28 @@ TEST_F(PlannedRanks, Bfloat16InSeveralMicroBatches) {
   config_.model.dtype = ComputeDtype::bfloat16;
   config_.batch.max_tokens_per_rank = 41;
   expect_ranks_as_planned();
+}
+
+// Shards and the inputs of reductions lie in mappings that LibTorch does not allocate; the plan has
+// this rank's part of them as weights and buffers.
+TEST_F(PlannedRanks, RanksOfOneMachineShareTheirMemory) {
+  if (!all_->allocate_shards(16, at::kFloat).all.defined())
+    GTEST_SKIP() << "these ranks cannot map each other's memory";
+  AllocationCount count;
+  TinyJob job(config_, world());
+  const dist::RankPlan plan = plan_of(job, /*separate=*/false);
+  job.run(plan.step, plan.step + 1);
+  count.take_peak();
+  job.run(plan.step, plan.step + 1);
+  const int64_t peak = count.take_peak();
+
+  EXPECT_EQ(plan.transport, dist::Transport::shared_memory);
+  const dist::Memory& m = plan.memory.at_peak;
+  const int64_t own = m.total() - m.weights - m.buffers;
+  // What a step holds besides its tensors: scalars of the exchange.
+  if (all_->rank() == plan.rank) {
+    EXPECT_NEAR(static_cast<double>(own) / static_cast<double>(peak), 1.0, 0.01);
+  }
 }
 
 }  // namespace
