@@ -18,8 +18,8 @@ mpirun_options() {
   [[ $(id -u) -ne 0 ]] || options+=(--allow-run-as-root)
 }
 
-# run_ranks GUARD COMMAND...: runs an mpirun that Ctrl-C, SIGTERM and SIGUSR1 ask for a checkpoint: they become the
-# SIGUSR1 that mpirun hands on to its ranks, while Ctrl-C itself would make it kill them after a
+# run_ranks GUARD COMMAND...: runs an mpirun that Ctrl-C, SIGTERM, SIGUSR1 and a lost terminal ask for a checkpoint:
+# they become the SIGUSR1 that mpirun hands on to its ranks, while Ctrl-C itself would make it kill them after a
 # second. The second time they end the job. Returns mpirun's exit code. GUARD, the name of a function,
 # runs beside it with mpirun's process id.
 run_ranks() {
@@ -27,21 +27,27 @@ run_ranks() {
   shift
   [[ -t 1 ]] || term=dumb  # ranks always see a terminal; plain lines for a log
   TERM=$term setsid "$@" </dev/null &
-  job=$! asked=0
+  job=$! asked=0 last_request=none
   exec {told}>&2
-  trap stop_ranks INT TERM USR1
+  local signal
+  for signal in INT TERM USR1 HUP; do
+    # shellcheck disable=SC2064  # the signal's name, now
+    trap "stop_ranks $signal" "$signal"
+  done
   "$guard" "$job" &
   while kill -0 "$job" 2>/dev/null; do
     status=0
     { wait "$job" || status=$?; } 2>/dev/null  # bash would tell how it ended
   done
-  trap - INT TERM USR1
+  trap - INT TERM USR1 HUP
   return "$status"
 }
 
+# Leaves the signal's name in last_request.
 stop_ranks() {
+  last_request=$1
   if ((asked++ == 0)); then
-    printf '\nasked to stop: a checkpoint is written first; once more ends at once\n' >&"$told"
+    printf '\nasked to stop: a checkpoint is written first; once more ends at once\n' >&"$told" || true
     kill -USR1 "$job"
   else
     kill -TERM "$job"

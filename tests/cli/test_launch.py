@@ -77,7 +77,7 @@ def test_local_says_how_it_is_used(job, words):
 
 
 @pytest.mark.parametrize("content, message", [
-    ("", "names no machine"), ("# none\n", "names no machine"), ("a\n", 'a line is: NAME slots=RANKS'),
+    ("a", "a line is"), ("", "names no machine"), ("# none\n", "names no machine"), ("a\n", 'a line is: NAME slots=RANKS'),
     ("a slots=0\n", "a line is"), ("a slots=1 more\n", "a line is"),
     ("no-such-machine.invalid slots=1\n", "no-such-machine.invalid: not reached with")])
 def test_hosts_says_what_is_wrong_with_its_file(job, content, message):
