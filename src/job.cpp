@@ -1,5 +1,7 @@
 #include "job.h"
 
+#include <array>
+#include <cstring>
 #include <filesystem>
 
 #include <ATen/Parallel.h>
@@ -11,6 +13,7 @@
 #include "core/pack.h"
 #include "core/sha256.h"
 #include "cpu/cpu_backend.h"
+#include "dist/cuda_module.h"
 #include "dist/start_agreement.h"
 
 namespace safegrad {
@@ -97,6 +100,22 @@ const Backend& open_device(Job& job, dist::Launcher& launcher, Purpose purpose) 
   return job.device->backend();
 }
 
+// Host and process of every rank, for people.
+std::vector<std::string> find_places(dist::ControlPlane& control) {
+  std::array<uint64_t, 9> own{};
+  char* const name = reinterpret_cast<char*>(own.data() + 1);
+  own[0] = static_cast<uint64_t>(getpid());
+  if (gethostname(name, 63) != 0) std::strcpy(name, "unknown host");
+  const auto all = control.all_gather_words(own);
+  std::vector<std::string> places;
+  for (size_t r = 0; r < all.size() / own.size(); ++r) {
+    const uint64_t* words = all.data() + r * own.size();
+    places.push_back(
+        fmt::format("{}, process {}", reinterpret_cast<const char*>(words + 1), words[0]));
+  }
+  return places;
+}
+
 // A run leaves the ranks' records in its folder, the other commands write nothing.
 void guard_ranks(const RunConfig& config, dist::Launcher& launcher, Purpose purpose) {
   dist::ControlPlane& control = launcher.control();
@@ -106,7 +125,7 @@ void guard_ranks(const RunConfig& config, dist::Launcher& launcher, Purpose purp
         control.rank() == 0 ? dist::new_flight_folder(config.output + "/flight") : "", 0);
   }
   launcher.watchdog().guard({control.rank(), control.size(), collective_timeout(config.parallel),
-                             "parallel.timeout_seconds", folder});
+                             "parallel.timeout_seconds", folder, find_places(control)});
 }
 
 // What the ranks must agree on before they act on any of it.
@@ -142,6 +161,8 @@ std::vector<dist::Fact> facts_found(const Job& job, const Backend& backend) {
        model.tokenizer_sha256.empty() ? "not there" : model.tokenizer_sha256},
       {"model weights (sample)",
        hexadecimal(sampled_fingerprint(model.decoder->units(), *model.weights))}};
+  if (!backend.device().is_cpu())
+    facts.push_back({"GPU part (SHA-256)", sha256_of_file(dist::cuda_module_path()).substr(0, 16)});
   auto add = [&](const std::string& name, const std::shared_ptr<const TokenFile>& file) {
     if (file) facts.push_back({name + " content", hexadecimal(file->fingerprint())});
   };
@@ -170,6 +191,7 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     given = facts_given(line, job.config, purpose);
   });
   dist::check_same_start(control, given, job.warnings);
+  guard_ranks(job.config, launcher, purpose);
   const Backend& backend = open_device(job, launcher, purpose);
   dist::agree(control, [&] {
     in_file(line.config, [&] {
@@ -190,7 +212,6 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     in_file(line.config, [&] { check_export(job.config, job.model); });
   });
   dist::check_same_start(control, found, job.warnings);
-  guard_ranks(job.config, launcher, purpose);
   return job;
 }
 

@@ -15,8 +15,11 @@ void OutputFolder::claim(std::vector<std::string>& warnings) {
   try {
     lock_ = FileLock::take(path_ + "/lock", fmt::format("output: {}", path_));
   } catch (const InputError& taken) {
-    throw InputError(fmt::format(
-        "{}; wait for its end, or choose another folder with --set output=FOLDER", taken.what()));
+    throw InputError(
+        fmt::format("{}; wait for its end (if that process is gone for good, remove {}/lock), or "
+                    "choose another "
+                    "folder with --set output=FOLDER",
+                    taken.what(), path_));
   }
   claimed_ = true;
   if (!lock_) {

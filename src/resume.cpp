@@ -55,7 +55,7 @@ StartPoint find_start(const std::string& resume, const std::string& output,
   });
   start.folder = world.broadcast(start.folder, 0);
   if (!start.resumes()) return start;
-  dist::agree(world, [&] {
+  dist::agree_patiently(world, [&] {
     start.saved = dist::verify_checkpoint(start.folder, world.rank(), world.size());
   });
   return start;

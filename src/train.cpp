@@ -65,10 +65,14 @@ void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh
   fmt::print("{} steps of {} + {} sequences · speed of light {:.0f} GFLOP/s over all ranks\n",
              trainer.total_steps(), c.batch.task_sequences, c.batch.align_sequences,
              trainer.gemm_rate() / 1e9);
-  const auto memory = dist::plan_memory(*job.model.decoder,
-                                        plan_input(c, job.data, !backend.device().is_cpu(), near),
-                                        mesh.world().size());
-  fmt::print("memory a rank: {}\n", memory_in_words(memory));
+  try {
+    const auto memory = dist::plan_memory(*job.model.decoder,
+                                          plan_input(c, job.data, !backend.device().is_cpu(), near),
+                                          mesh.world().size());
+    fmt::print("memory a rank: {}\n", memory_in_words(memory));
+  } catch (const std::exception& error) {  // no reason to end a run
+    fmt::print("memory a rank: cannot be planned: {}\n", error.what());
+  }
   std::fflush(stdout);
 }
 
@@ -210,6 +214,7 @@ bool run_steps(const Job& job, int64_t finished, dist::Trainer& trainer,
   StepHealth health(job.config,
                     metrics ? read_losses(metrics_path(job.config)) : std::vector<double>());
   bool stop = false, due = false;
+  int64_t saved_updates = trainer.updates();  // where it begins is saved, or is the start itself
   std::string saved;
   while (finished < total && !stop && !health.gives_up()) {
     StepRecord record = trainer.step(finished, {stop_requested(), checkpoints.writing()});
@@ -225,9 +230,11 @@ bool run_steps(const Job& job, int64_t finished, dist::Trainer& trainer,
     // Skipped steps leave the state as it was: while it may be the state that is wrong, no new copy
     // of it takes the place of an older one.
     saved.clear();
-    if (stop || (every > 0 && health.gives_up()) || (due && !record.skipped)) {
+    const bool last = every > 0 && health.gives_up() && trainer.updates() != saved_updates;
+    if (stop || last || (due && !record.skipped)) {
       record.checkpoint_seconds = begin_checkpoint(checkpoints, finished, record.skipped);
       due = false;
+      saved_updates = trainer.updates();
       saved = checkpoint_folder(job.config) + "/" + dist::checkpoint_name(finished);
     }
     summary.add(record);

@@ -35,6 +35,7 @@ struct Range {
 inline constexpr Range kPositive{.low = 0, .low_open = true};
 inline constexpr Range kNotNegative{.low = 0};
 inline constexpr Range kFraction{.low = 0, .high = 1, .high_open = true};
+inline constexpr Range kTimeout{.low = 1, .high = 1e6};  // of a collective, in seconds
 inline constexpr Range kCountOrAll{.low = 1, .word_for_zero = "all"};
 
 inline constexpr std::string_view kLoraTargets[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
@@ -113,7 +114,7 @@ void describe(Visitor& v, ParallelSection& parallel) {
   v.key("reduce_dtype", parallel.reduce_dtype);
   v.key("frozen", parallel.frozen);
   v.key("tf32", parallel.tf32);
-  v.key("timeout_seconds", parallel.timeout_seconds, kPositive);
+  v.key("timeout_seconds", parallel.timeout_seconds, kTimeout);
 }
 
 template <class Visitor>

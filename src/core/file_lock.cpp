@@ -2,12 +2,14 @@
 
 #include <cerrno>
 #include <ctime>
+#include <filesystem>
 #include <system_error>
 #include <utility>
 
 #include <fcntl.h>
 #include <fmt/chrono.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/error.h"
@@ -43,6 +45,7 @@ std::unique_ptr<FileLock> FileLock::take(const std::string& path, const std::str
   SAFEGRAD_CHECK(descriptor >= 0, RunError, "{}: cannot open: {}", path,
                  std::generic_category().message(errno));
   std::unique_ptr<FileLock> lock(new FileLock(descriptor));
+  lock->open_to(std::filesystem::path(path).parent_path());
   struct flock whole {};
   whole.l_type = F_WRLCK;
   whole.l_whence = SEEK_SET;
@@ -57,6 +60,16 @@ std::unique_ptr<FileLock> FileLock::take(const std::string& path, const std::str
   if (error == ENOLCK || error == ENOSYS || error == EOPNOTSUPP) return nullptr;
   throw RunError(
       fmt::format("{}: cannot be locked: {}", path, std::generic_category().message(error)));
+}
+
+// Whoever may write to the folder may lock it, whatever this process's umask: a colleague goes on
+// with the run.
+void FileLock::open_to(const std::filesystem::path& folder) const {
+  struct stat of_folder {
+  }, own{};
+  if (::stat(folder.c_str(), &of_folder) != 0 || ::fstat(descriptor_, &own) != 0) return;
+  if (own.st_uid == ::geteuid()) [[maybe_unused]]
+    const int done = ::fchmod(descriptor_, of_folder.st_mode & 0666);
 }
 
 // It only serves a message: what cannot be written is left out.

@@ -1,5 +1,6 @@
 // file_lock.h: keeps two jobs from writing to one folder; no crash leaves it locked.
 #pragma once
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -9,8 +10,9 @@ namespace safegrad {
 /// the last descriptor, so SIGKILL leaves nothing behind: the file stays, and says nothing. It is a
 /// byte-range lock of the open file (F_OFD_SETLK): NFS and the cluster file systems hand these to
 /// their server, whereas flock() reaches this machine alone on some of them; unlike an older POSIX
-/// lock it does not go away when some other part of the process closes the same file. An NFS
-/// server frees the locks of a client that crashed when their lease ends (usually 90 s).
+/// lock it does not go away when some other part of the process closes the same file. An NFSv4
+/// server frees the locks of a client that crashed when their lease ends (usually 90 s); NFSv3
+/// keeps them until that client is back, or the file is removed.
 class FileLock {
  public:
   /// The lock on `path`, which is made if need be; null if this file system has no locks. While it
@@ -25,6 +27,7 @@ class FileLock {
  private:
   explicit FileLock(int descriptor) : descriptor_(descriptor) {}
   void name_holder() const;
+  void open_to(const std::filesystem::path& folder) const;
 
   int descriptor_;
 };

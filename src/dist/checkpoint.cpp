@@ -194,8 +194,10 @@ void CheckpointWriter::seal(int64_t since, const std::vector<WrittenShard>& shar
 
 void CheckpointWriter::advance() {
   if (!open()) return;
-  if (thread_.joinable()) thread_.join();
   Communicator& world = mesh_.world();
+  world.about("checkpoint");
+  await_all(world, [this] { return busy_.load(); });
+  if (thread_.joinable()) thread_.join();
   const Phase over = std::exchange(phase_, Phase::idle);
   agree(world, [&] {
     if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));

@@ -1,6 +1,10 @@
 #include "dist/control_plane.h"
 
+#include <algorithm>
 #include <bit>
+#include <chrono>
+#include <future>
+#include <thread>
 
 #include "core/error.h"
 #include "dist/job_failed.h"
@@ -34,6 +38,23 @@ void agree(ControlPlane& control, const std::function<void()>& work) {
     const uint64_t code = codes[static_cast<size_t>(r)];
     if (code != 0) throw JobFailed(r == control.rank() ? message : "", static_cast<int>(code));
   }
+}
+
+void await_all(ControlPlane& control, const std::function<bool()>& busy) {
+  for (;;) {
+    for (int pause = 0; pause < 100 && busy(); ++pause)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    const uint64_t own = busy();
+    const auto all = control.all_gather_words(std::span(&own, 1));
+    if (std::all_of(all.begin(), all.end(), [](uint64_t word) { return word == 0; })) return;
+  }
+}
+
+void agree_patiently(ControlPlane& control, const std::function<void()>& work) {
+  std::future<void> result = std::async(std::launch::async, work);
+  await_all(control,
+            [&] { return result.wait_for(std::chrono::seconds(0)) != std::future_status::ready; });
+  agree(control, [&] { result.get(); });
 }
 
 }  // namespace safegrad::dist

@@ -40,4 +40,12 @@ std::vector<double> all_gather_doubles(ControlPlane& control, std::span<const do
 /// rank alone: no rank goes on to a collective that another never enters.
 void agree(ControlPlane& control, const std::function<void()>& work);
 
+/// Returns when `busy` is false on every rank. The ranks tell each other about once a second, so
+/// that no collective takes long however long they are busy.
+void await_all(ControlPlane& control, const std::function<bool()>& busy);
+
+/// As agree, for work that may take longer than a collective may: it runs on a thread of its own
+/// while the ranks await_all of them. It uses neither ranks nor a GPU.
+void agree_patiently(ControlPlane& control, const std::function<void()>& work);
+
 }  // namespace safegrad::dist

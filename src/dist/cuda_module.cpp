@@ -25,6 +25,10 @@ std::filesystem::path find_module() {
 
 }  // namespace
 
+std::string cuda_module_path() {
+  return find_module().string();
+}
+
 bool has_cuda_module() {
   return !find_module().empty();
 }

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/backend.h"
@@ -25,6 +26,8 @@ class CudaModule {
                                                    std::chrono::milliseconds deadline) const = 0;
 };
 
+/// Where the module lies; empty where there is none.
+std::string cuda_module_path();
 /// True if the module lies where load_cuda_module looks: the build had CUDA.
 bool has_cuda_module();
 /// Loads it from the program's folder or ../lib, once. Throws ConfigError: not in this build, or

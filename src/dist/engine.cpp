@@ -89,6 +89,7 @@ void Engine::update(const std::vector<double>& coefficients, const AdamW& adamw)
   clock_.enter(Phase::optimizer);
   for (ShardedUnit& unit : units_) unit.update(kernels(), coefficients, adamw);
   clock_.enter(Phase::wait);
+  mesh_.shard_group().about("update");
   mesh_.shard_group().finish_shard_writes();
 }
 

@@ -22,6 +22,7 @@ int64_t FlightRecord::begin(Flight flight) {
   flight.started = seconds_now();
   const std::lock_guard lock(mutex_);
   flight.number = ++last_;
+  last_of_groups_[flight.group] = flight.group_number;
   const size_t place = static_cast<size_t>(last_ - 1) % kKept;
   if (place == ring_.size()) {
     ring_.push_back(std::move(flight));
@@ -35,6 +36,12 @@ void FlightRecord::await(int64_t number) {
   const std::lock_guard lock(mutex_);
   awaited_.push_back(number);
   if (Flight* flight = find(number)) flight->state = Flight::State::awaited;
+}
+
+void FlightRecord::go_on(int64_t number) {
+  const std::lock_guard lock(mutex_);
+  std::erase(awaited_, number);
+  if (Flight* flight = find(number)) flight->state = Flight::State::started;
 }
 
 void FlightRecord::finish(int64_t number) {
@@ -51,6 +58,11 @@ FlightRecord::Now FlightRecord::now() const {
   const std::lock_guard lock(mutex_);
   if (awaited_.empty()) return {last_, {}};
   return {last_, awaited_.front()};
+}
+
+std::map<std::string, int64_t> FlightRecord::last_of_groups() const {
+  const std::lock_guard lock(mutex_);
+  return last_of_groups_;
 }
 
 std::vector<Flight> FlightRecord::recent() const {

@@ -1,6 +1,7 @@
 // flight_record.h: the last collectives of this rank, kept for the day that one does not end.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -32,8 +33,10 @@ class FlightRecord {
   /// The collective that `flight` describes has begun; number, state and times are filled in. The
   /// result names it below.
   int64_t begin(Flight flight);
-  /// This rank does nothing else until it ends. An awaited one inside of another is part of it.
+  /// This rank does nothing else until it ends, or until go_on. An awaited one inside of another is
+  /// part of it.
   void await(int64_t number);
+  void go_on(int64_t number);
   void finish(int64_t number);
 
   /// What this rank does now.
@@ -44,6 +47,8 @@ class FlightRecord {
   Now now() const;
   /// The last kKept, oldest first.
   std::vector<Flight> recent() const;
+  /// The last group_number of every group, however long ago it was.
+  std::map<std::string, int64_t> last_of_groups() const;
 
  private:
   Flight* find(int64_t number);
@@ -52,6 +57,7 @@ class FlightRecord {
   std::vector<Flight> ring_;  // number n lies at (n - 1) % kKept
   int64_t last_ = 0;
   std::vector<int64_t> awaited_;  // outermost first
+  std::map<std::string, int64_t> last_of_groups_;
 };
 
 }  // namespace safegrad::dist

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <map>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -18,6 +18,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::array<const char*, 3> kStates = {"started", "awaited", "finished"};
+constexpr size_t kNamedPlaces = 4;
 
 std::string describe(const Flight& flight) {
   std::string text =
@@ -30,6 +31,18 @@ std::string name_ranks(const std::vector<int>& ranks) {
   return fmt::format("rank{} {}", ranks.size() > 1 ? "s" : "", fmt::join(ranks, ", "));
 }
 
+// With where they run: somebody has to go there.
+std::string locate_ranks(const std::vector<int>& ranks, const std::vector<std::string>& places) {
+  if (places.empty()) return name_ranks(ranks);
+  std::vector<std::string> where;
+  for (const int rank : ranks) {
+    if (where.size() == kNamedPlaces) break;
+    where.push_back(places.at(static_cast<size_t>(rank)));
+  }
+  return fmt::format("{} ({}{})", name_ranks(ranks), fmt::join(where, "; "),
+                     ranks.size() > kNamedPlaces ? "; ..." : "");
+}
+
 const Flight* find_awaited(const FlightLog& log) {
   const auto found =
       std::find_if(log.flights.begin(), log.flights.end(),
@@ -37,28 +50,42 @@ const Flight* find_awaited(const FlightLog& log) {
   return log.awaited && found != log.flights.end() ? &*found : nullptr;
 }
 
-// The collective that holds up the first rank that is held up.
-const Flight* find_pivot(const std::vector<FlightLog>& logs) {
-  for (const FlightLog& log : logs) {
-    if (const Flight* flight = find_awaited(log)) return flight;
-  }
-  return nullptr;
+const Flight* find_call(const FlightLog& log, const Flight& pivot) {
+  const auto found =
+      std::find_if(log.flights.begin(), log.flights.end(), [&](const Flight& flight) {
+        return flight.group == pivot.group && flight.group_number == pivot.group_number;
+      });
+  return found == log.flights.end() ? nullptr : &*found;
 }
 
-// How far a rank has come in `group`, and what it called there as `number`.
-struct Progress {
-  int64_t last = 0;
-  const Flight* same_number = nullptr;
-};
-
-Progress progress_of(const FlightLog& log, const std::string& group, int64_t number) {
-  Progress progress;
-  for (const Flight& flight : log.flights) {
-    if (flight.group != group) continue;
-    progress.last = std::max(progress.last, flight.group_number);
-    if (flight.group_number == number) progress.same_number = &flight;
+// Ranks of the pivot's group that have not come to it.
+std::vector<const FlightLog*> find_behind(const std::vector<FlightLog>& logs, const Flight& pivot) {
+  std::vector<const FlightLog*> behind;
+  for (const FlightLog& log : logs) {
+    const auto group = log.groups.find(pivot.group);
+    if (group != log.groups.end() && group->second < pivot.group_number) behind.push_back(&log);
   }
-  return progress;
+  return behind;
+}
+
+// The collective that holds up the first rank that is held up; where the rank that is behind there
+// is itself held up elsewhere, that one, and so on.
+const Flight* find_pivot(const std::vector<FlightLog>& logs) {
+  const Flight* pivot = nullptr;
+  for (const FlightLog& log : logs) {
+    if (!pivot) pivot = find_awaited(log);
+  }
+  std::set<const Flight*> seen;
+  while (pivot && seen.insert(pivot).second) {
+    const auto behind = find_behind(logs, *pivot);
+    const bool all_wait =
+        !behind.empty() && std::all_of(behind.begin(), behind.end(), [](const FlightLog* log) {
+          return find_awaited(*log) != nullptr;
+        });
+    if (!all_wait) return pivot;
+    pivot = find_awaited(*behind.front());
+  }
+  return pivot;
 }
 
 bool is_same_call(const Flight& a, const Flight& b) {
@@ -73,8 +100,17 @@ std::string describe_call(const Flight& flight) {
   return text;
 }
 
-std::string describe_calls(const Flight& pivot,
-                           const std::map<std::string, std::vector<int>>& calls) {
+// Empty where all that called it called the same.
+std::string find_difference(const std::vector<FlightLog>& logs, const Flight& pivot) {
+  std::map<std::string, std::vector<int>> calls;
+  bool differ = false;
+  for (const FlightLog& log : logs) {
+    const Flight* call = find_call(log, pivot);
+    if (!call) continue;
+    calls[describe_call(*call)].push_back(log.rank);
+    differ = differ || !is_same_call(*call, pivot);
+  }
+  if (!differ) return "";
   std::vector<std::string> parts;
   for (const auto& [call, ranks] : calls)
     parts.push_back(fmt::format("{} on {}", call, name_ranks(ranks)));
@@ -82,33 +118,49 @@ std::string describe_calls(const Flight& pivot,
                      pivot.group_number, pivot.group, fmt::join(parts, ", "));
 }
 
-std::string find_verdict(const std::vector<FlightLog>& logs, const std::vector<int>& silent) {
+std::string find_verdict(const std::vector<FlightLog>& logs, const std::vector<int>& silent,
+                         const std::vector<std::string>& places) {
   const Flight* pivot = find_pivot(logs);
-  std::vector<int> behind;
-  std::map<std::string, std::vector<int>> calls;
-  bool differ = false;
-  for (const FlightLog& log : logs) {
-    if (!pivot) break;
-    const Progress progress = progress_of(log, pivot->group, pivot->group_number);
-    if (progress.same_number) {
-      calls[describe_call(*progress.same_number)].push_back(log.rank);
-      differ = differ || !is_same_call(*progress.same_number, *pivot);
-    } else if (progress.last > 0 && progress.last < pivot->group_number) {
-      behind.push_back(log.rank);
-    }
+  if (pivot) {
+    const std::string difference = find_difference(logs, *pivot);
+    if (!difference.empty()) return difference;
   }
-  if (differ) return describe_calls(*pivot, calls);
   if (!silent.empty()) {
     return fmt::format("{} give{} no sign of life: stopped, gone, or without a view of this folder",
-                       name_ranks(silent), silent.size() > 1 ? "" : "s");
+                       locate_ranks(silent, places), silent.size() > 1 ? "" : "s");
   }
+  if (!pivot) return "no rank is held up any more";
+  std::vector<int> behind;
+  for (const FlightLog* log : find_behind(logs, *pivot)) behind.push_back(log->rank);
   if (!behind.empty()) {
-    return fmt::format("{} {} not come to {}", name_ranks(behind),
+    return fmt::format("{} {} not come to {}", locate_ranks(behind, places),
                        behind.size() > 1 ? "have" : "has", describe(*pivot));
   }
-  if (pivot)
-    return fmt::format("all its ranks have come to {}: what they send does not arrive", describe(*pivot));
-  return "no rank is held up any more";
+  return fmt::format("all its ranks have come to {}: what they send does not arrive",
+                     describe(*pivot));
+}
+
+// What a rank does, with {} in place of the time that it has been doing it.
+struct Doing {
+  std::string text;
+  double seconds = 0;
+};
+
+Doing find_doing(const FlightLog& log) {
+  if (const Flight* flight = find_awaited(log))
+    return {"in " + describe(*flight) + " for {}", log.written - flight->started};
+  if (log.flights.empty()) return {"before its first collective", 0};
+  const Flight& last = log.flights.back();
+  return {fmt::format("computing; {{}} ago {} {}", last.finished > 0 ? "finished" : "started",
+                      describe(last)),
+          log.written - std::max(last.started, last.finished)};
+}
+
+std::string with_time(std::string text, double least, double most) {
+  const size_t place = text.find("{}");
+  if (place == std::string::npos) return text;
+  const std::string low = fmt::format("{:.0f}", least), high = fmt::format("{:.0f}", most);
+  return text.replace(place, 2, low == high ? low + " s" : fmt::format("{} to {} s", low, high));
 }
 
 }  // namespace
@@ -116,24 +168,20 @@ std::string find_verdict(const std::vector<FlightLog>& logs, const std::vector<i
 std::string to_json(const FlightLog& log) {
   json flights = json::array();
   for (const Flight& f : log.flights) {
-    json entry = {{"number", f.number},
-                  {"group", f.group},
-                  {"group_number", f.group_number},
-                  {"operation", f.operation},
-                  {"subject", f.subject},
-                  {"bytes", f.bytes >= 0 ? json(f.bytes) : json()},
-                  {"state", kStates[static_cast<size_t>(f.state)]},
-                  {"started", f.started},
-                  {"finished", f.finished > 0 ? json(f.finished) : json()}};
-    flights.push_back(std::move(entry));
+    flights.push_back({{"number", f.number},
+                       {"group", f.group},
+                       {"group_number", f.group_number},
+                       {"operation", f.operation},
+                       {"subject", f.subject},
+                       {"bytes", f.bytes >= 0 ? json(f.bytes) : json()},
+                       {"state", kStates[static_cast<size_t>(f.state)]},
+                       {"started", f.started},
+                       {"finished", f.finished > 0 ? json(f.finished) : json()}});
   }
-  const json text = {{"rank", log.rank},
-                     {"ranks", log.ranks},
-                     {"host", log.host},
-                     {"pid", log.pid},
-                     {"written", log.written},
-                     {"awaited", log.awaited ? json(*log.awaited) : json()},
-                     {"collectives", std::move(flights)}};
+  const json text = {
+      {"rank", log.rank},       {"ranks", log.ranks},
+      {"written", log.written}, {"awaited", log.awaited ? json(*log.awaited) : json()},
+      {"groups", log.groups},   {"collectives", std::move(flights)}};
   return text.dump(1) + "\n";
 }
 
@@ -143,10 +191,9 @@ FlightLog parse_flight_log(const std::string& text, const std::string& where) {
     FlightLog log;
     log.rank = value.at("rank");
     log.ranks = value.at("ranks");
-    log.host = value.at("host");
-    log.pid = value.at("pid");
     log.written = value.at("written");
     if (!value.at("awaited").is_null()) log.awaited = value.at("awaited").get<int64_t>();
+    value.at("groups").get_to(log.groups);
     for (const json& entry : value.at("collectives")) {
       Flight flight;
       flight.number = entry.at("number");
@@ -170,17 +217,12 @@ FlightLog parse_flight_log(const std::string& text, const std::string& where) {
 }
 
 std::string explain_rank(const FlightLog& log) {
-  if (const Flight* flight = find_awaited(log)) {
-    return fmt::format("in {} for {:.0f} s", describe(*flight), log.written - flight->started);
-  }
-  if (log.flights.empty()) return "before its first collective";
-  const Flight& last = log.flights.back();
-  return fmt::format("computing; {:.0f} s ago {} {}",
-                     log.written - std::max(last.started, last.finished),
-                     last.finished > 0 ? "finished" : "started", describe(last));
+  const Doing doing = find_doing(log);
+  return with_time(doing.text, doing.seconds, doing.seconds);
 }
 
-std::string explain_standstill(std::vector<FlightLog> logs) {
+std::string explain_standstill(std::vector<FlightLog> logs,
+                               const std::vector<std::string>& places) {
   std::sort(logs.begin(), logs.end(),
             [](const FlightLog& a, const FlightLog& b) { return a.rank < b.rank; });
   std::vector<int> silent;
@@ -189,17 +231,26 @@ std::string explain_standstill(std::vector<FlightLog> logs) {
                                      [&](const FlightLog& log) { return log.rank == rank; });
     if (!present) silent.push_back(rank);
   }
-  std::vector<std::pair<std::string, std::vector<int>>> doing;  // in the order of ranks
+  struct Group {
+    std::string text;
+    double least, most;
+    std::vector<int> ranks;
+  };
+  std::vector<Group> groups;  // in the order of ranks
   for (const FlightLog& log : logs) {
-    const std::string text = explain_rank(log);
-    auto found = std::find_if(doing.begin(), doing.end(),
-                              [&](const auto& entry) { return entry.first == text; });
-    if (found == doing.end()) found = doing.insert(doing.end(), {text, {}});
-    found->second.push_back(log.rank);
+    const Doing doing = find_doing(log);
+    auto found = std::find_if(groups.begin(), groups.end(),
+                              [&](const Group& group) { return group.text == doing.text; });
+    if (found == groups.end())
+      found = groups.insert(groups.end(), {doing.text, doing.seconds, doing.seconds, {}});
+    found->least = std::min(found->least, doing.seconds);
+    found->most = std::max(found->most, doing.seconds);
+    found->ranks.push_back(log.rank);
   }
-  std::string report = find_verdict(logs, silent);
-  for (const auto& [text, ranks] : doing)
-    report += fmt::format("\n  {}: {}", name_ranks(ranks), text);
+  std::string report = find_verdict(logs, silent, places);
+  for (const Group& group : groups)
+    report += fmt::format("\n  {}: {}", name_ranks(group.ranks),
+                          with_time(group.text, group.least, group.most));
   if (!silent.empty()) report += fmt::format("\n  {}: no flight record", name_ranks(silent));
   return report;
 }

@@ -2,6 +2,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <exception>
+#include <utility>
 
 #include <unistd.h>
 
@@ -25,7 +26,8 @@ class MpiLauncher : public Launcher {
         control_->size(), [](const char* name) { return std::getenv(name); },
         "launcher and MPI do not know each other: take the mpirun of the OpenMPI that this program "
         "was built with; under Slurm srun --mpi=pmix, or mpirun inside the allocation");
-    watchdog().guard({control_->rank(), control_->size(), kStartDeadline, "start", ""});
+    watchdog().guard({control_->rank(), control_->size(), kStartDeadline,
+                      "until parallel.timeout_seconds is read", ""});
   }
 
   // MPI waits for all ranks to leave.
@@ -34,6 +36,12 @@ class MpiLauncher : public Launcher {
     try {
       control_->about("leaving");
       control_->barrier();
+      // MPI may wait for ranks once more as it ends.
+      Flight end;
+      end.group = "MPI";
+      end.group_number = 1;
+      end.operation = "end";
+      watchdog().record().await(watchdog().record().begin(std::move(end)));
     } catch (const std::exception&) {
       // A rank that has got this far has done its part.
     }

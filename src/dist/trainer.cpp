@@ -285,6 +285,7 @@ std::map<std::string, std::map<std::string, double>> Trainer::run_probes(int64_t
   }
   std::map<std::string, std::map<std::string, double>> results;
   if (due.empty()) return results;
+  mesh_.world().about("probes");
   engine_.begin_step();
   for (const Probe* probe : due) {
     results[probe->name()] = probe->run(engine_, mesh_, config_.batch.max_tokens_per_rank);
@@ -295,6 +296,7 @@ std::map<std::string, std::map<std::string, double>> Trainer::run_probes(int64_t
 
 void Trainer::export_model(bool merged, ModelSink* sink) {
   CausalLM& model = engine_.model();
+  mesh_.world().about("export");
   engine_.begin_step();
   agree(mesh_.world(), [&] {
     if (sink) sink->begin(model.export_entries(merged));
@@ -308,7 +310,7 @@ void Trainer::export_model(bool merged, ModelSink* sink) {
     if (!unit.unit().resident) unit.release();
   }
   engine_.release_resident();
-  agree(mesh_.world(), [&] {
+  agree_patiently(mesh_.world(), [&] {
     if (sink) sink->finish();
   });
 }

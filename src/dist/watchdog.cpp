@@ -8,7 +8,7 @@
 #include <ctime>
 #include <filesystem>
 #include <mutex>
-#include <optional>
+#include <set>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -30,32 +30,53 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kTick = 200ms;
-// A rank that has been in the same place for this long, or for half a deadline, looks for other
-// ranks' trouble; a healthy one never asks the file system.
-constexpr milliseconds kQuiet = 10s;
-constexpr milliseconds kLook = 1s;
-// From the first record in the folder to the report; a rank looks once a second.
-constexpr milliseconds kGather = 4s;
-// From the report being due to the end of those that do not write it.
-constexpr milliseconds kReport = 3s;
+// From the last moment to leave a record to the end of the ranks that do not write the report.
+constexpr milliseconds kReport = 5s;
+// Should the file system hang as well, the process ends by SIGALRM.
+constexpr unsigned kLastResort_s = 120;
 constexpr int64_t kMaxLogBytes = 1 << 20;
 
-std::string host_name() {
-  char name[256] = {};
-  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+// Between two looks for the folder. All ranks look, for the whole run: the more, the more rarely.
+milliseconds look_interval(const Guard& what) {
+  return std::min<milliseconds>(5s + what.ranks * 5ms,
+                                std::max<milliseconds>(what.deadline / 2, 1s));
+}
+
+// From this rank's record to the report: every rank has looked by then.
+milliseconds gather_time(const Guard& what) {
+  return look_interval(what) + 10s;
+}
+
+// Opening a folder asks a network file system for what is new; looking for a name in it may be
+// answered from a cache.
+std::set<std::string> list(const std::string& folder) {
+  std::set<std::string> names;
+  std::error_code failed;
+  std::filesystem::directory_iterator entries(folder, failed);
+  for (; !failed && entries != std::filesystem::directory_iterator(); entries.increment(failed))
+    names.insert(entries->path().filename().string());
+  return names;
 }
 
 std::string log_path(const std::string& folder, int rank) {
   return fmt::format("{}/rank-{}.json", folder, rank);
 }
 
-std::vector<FlightLog> read_logs(const Guard& what) {
-  std::vector<FlightLog> logs;
+std::vector<int> list_ranks(const Guard& what) {
+  const std::set<std::string> names = list(what.folder);
+  std::vector<int> ranks;
   for (int rank = 0; rank < what.ranks; ++rank) {
+    if (names.contains(fmt::format("rank-{}.json", rank))) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+std::vector<FlightLog> read_logs(const Guard& what, const std::vector<int>& ranks) {
+  std::vector<FlightLog> logs;
+  for (const int rank : ranks) {
     const std::string path = log_path(what.folder, rank);
     try {
-      if (std::filesystem::exists(path))
-        logs.push_back(parse_flight_log(read_small_file(path, kMaxLogBytes), path));
+      logs.push_back(parse_flight_log(read_small_file(path, kMaxLogBytes), path));
     } catch (const std::exception&) {
       // Counts as silent: the report names it.
     }
@@ -88,8 +109,11 @@ class Watchdog::Watch {
           look(std::min(std::chrono::duration_cast<milliseconds>(now - last), 2 * kTick));
       last = now;
       if (late || others_are_late()) {
+        alarm(kLastResort_s);
         report();
-        return end_job_();
+        end_job_();
+        alarm(0);
+        return;
       }
     }
   }
@@ -112,26 +136,30 @@ class Watchdog::Watch {
   }
 
   bool others_are_late() {
-    if (what_.folder.empty() || still_ < std::min(kQuiet, what_.deadline / 2) ||
-        since_look_ < kLook)
-      return false;
+    if (what_.folder.empty() || since_look_ < look_interval(what_)) return false;
     since_look_ = milliseconds(0);
-    std::error_code failed;
-    return std::filesystem::exists(what_.folder, failed);
+    const std::filesystem::path folder = what_.folder, parent = folder.parent_path();
+    return list(parent.parent_path()).contains(parent.filename()) &&
+           list(parent).contains(folder.filename());
   }
 
   void report() {
     const FlightLog own = log();
-    if (what_.folder.empty()) return tell(explain_alone(own));
+    if (what_.folder.empty()) {
+      tell(explain_alone(own));
+      std::this_thread::sleep_for(
+          1s);  // for the others to tell theirs: the first end is everybody's
+      return;
+    }
     try {
       std::filesystem::create_directories(what_.folder);
       write_file_atomically(log_path(what_.folder, what_.rank), to_json(own));
     } catch (const std::exception& e) {
       return tell(fmt::format("{}\n  no flight record: {}", explain_alone(own), e.what()));
     }
-    const auto logs = gather();
-    const int lowest = logs.empty() ? what_.rank : logs.front().rank;
-    if (lowest == what_.rank) {
+    const std::vector<int> ranks = gather();
+    if (ranks.empty() || ranks.front() == what_.rank) {
+      const auto logs = read_logs(what_, ranks);
       speak(logs.empty() ? std::vector{own} : logs);
     } else {
       await_report();
@@ -142,23 +170,25 @@ class Watchdog::Watch {
     FlightLog log;
     log.rank = what_.rank;
     log.ranks = what_.ranks;
-    log.host = host_name();
-    log.pid = getpid();
     log.written =
         std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
     log.flights = record_.recent();
     log.awaited = record_.now().awaited;
+    log.groups = record_.last_of_groups();
     return log;
   }
 
-  std::vector<FlightLog> gather() const {
-    std::vector<FlightLog> logs;
-    const auto end = Clock::now() + kGather;
+  // The ranks that have left a record, once all have or the time is over; at once where another is
+  // to speak.
+  std::vector<int> gather() const {
+    std::vector<int> ranks;
+    const auto end = Clock::now() + gather_time(what_);
     do {
-      std::this_thread::sleep_for(100ms);
-      logs = read_logs(what_);
-    } while (static_cast<int>(logs.size()) < what_.ranks && Clock::now() < end);
-    return logs;
+      std::this_thread::sleep_for(200ms);
+      ranks = list_ranks(what_);
+      if (!ranks.empty() && ranks.front() < what_.rank) return ranks;
+    } while (static_cast<int>(ranks.size()) < what_.ranks && Clock::now() < end);
+    return ranks;
   }
 
   // Two ranks may both take themselves for the lowest; the file is one's alone.
@@ -166,9 +196,10 @@ class Watchdog::Watch {
     const std::string path = what_.folder + "/report.txt";
     const int descriptor = open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
     if (descriptor < 0 && errno == EEXIST) return await_report();
-    const std::string text =
-        fmt::format("{}: {}\n  the last collectives of each rank are in {}", explain_deadline(),
-                    explain_standstill(std::move(logs)), what_.folder);
+    const std::string text = fmt::format(
+        "{}: {}\n  look there first; where ranks are only slow, give them more time\n  the last "
+        "collectives of each rank are in {}",
+        explain_deadline(), explain_standstill(std::move(logs), what_.places), what_.folder);
     tell(text);
     if (descriptor < 0) return;
     static_cast<void>(!write(descriptor, text.data(), text.size()));
@@ -176,12 +207,12 @@ class Watchdog::Watch {
   }
 
   void await_report() const {
-    std::error_code failed;
-    const std::string path = what_.folder + "/report.txt";
-    for (const auto end = Clock::now() + kReport; Clock::now() < end;) {
-      if (std::filesystem::exists(path, failed) && std::filesystem::file_size(path, failed) > 0)
-        return;
-      std::this_thread::sleep_for(50ms);
+    const auto end = Clock::now() + gather_time(what_) + kReport;
+    while (Clock::now() < end) {
+      std::this_thread::sleep_for(200ms);
+      if (!list(what_.folder).contains("report.txt")) continue;
+      std::this_thread::sleep_for(500ms);  // until it is printed
+      return;
     }
   }
 

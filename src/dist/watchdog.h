@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "dist/flight_record.h"
 
@@ -17,14 +18,15 @@ struct Guard {
   /// Where ranks leave their records, the same and new on every rank; made when it is needed.
   /// Empty: ranks know nothing of each other, and each tells what it was in.
   std::string folder;
+  std::vector<std::string> places = {};  ///< where each rank runs, for messages; may be empty
 };
 
 /// A thread that looks at this rank's flight record. When the rank has waited in one collective for
-/// longer than the deadline, it leaves the record as rank-N.json in the folder; the other ranks see
-/// the folder and leave theirs, computing or waiting. The lowest rank that could prints what all
-/// records say (explain_standstill) and writes it to report.txt, and every rank ends the job. It
-/// does not communicate: the ranks' network is what may have failed. Time in which the process
-/// itself was stopped does not count.
+/// longer than the deadline, it leaves the record as rank-N.json in the folder; the other ranks
+/// look for the folder every few seconds and leave theirs, computing or waiting. The lowest of them
+/// prints what all records say (explain_standstill) and writes it to report.txt, and every rank
+/// ends the job, also where the file system no longer answers. It does not communicate: the ranks'
+/// network is what may have failed. Time in which the process itself was stopped does not count.
 class Watchdog {
  public:
   /// `end_job` ends the process, from any thread, with an exit code that is not 0. Should it

@@ -12,6 +12,10 @@ int64_t size_in_bytes(const at::Tensor& t) {
   return t.numel() * t.element_size();
 }
 
+int64_t bytes_of(int64_t numel, at::ScalarType dtype) {
+  return numel * static_cast<int64_t>(c10::elementSize(dtype));
+}
+
 // Blocks from construction to destruction. One that failed did not finish: that is what the record
 // is for.
 class Blocking {
@@ -106,7 +110,7 @@ class WatchedCommunicator : public Watched<Communicator> {
   const std::map<std::string, Traffic>& traffic() const override { return inner_->traffic(); }
 
   ShardMemory allocate_shards(int64_t numel, at::ScalarType dtype) override {
-    const Blocking blocking(record_, next("allocation of shards", numel));
+    const Blocking blocking(record_, next("allocation of shards", bytes_of(numel, dtype)));
     return inner_->allocate_shards(numel, dtype);
   }
   void finish_shard_writes() override {
@@ -114,20 +118,22 @@ class WatchedCommunicator : public Watched<Communicator> {
     inner_->finish_shard_writes();
   }
   at::Tensor allocate_reduce_input(int64_t numel, at::ScalarType dtype) override {
-    const Blocking blocking(record_, next("allocation of a reduce_scatter's input", numel));
+    const Blocking blocking(record_,
+                            next("allocation of a reduce_scatter's input", bytes_of(numel, dtype)));
     return inner_->allocate_reduce_input(numel, dtype);
   }
   at::Tensor allocate_gather_output(int64_t numel, at::ScalarType dtype) override {
-    const Blocking blocking(record_, next("allocation of an all_gather's output", numel));
+    const Blocking blocking(record_,
+                            next("allocation of an all_gather's output", bytes_of(numel, dtype)));
     return inner_->allocate_gather_output(numel, dtype);
   }
   std::unique_ptr<Work> all_gather(at::Tensor full, at::Tensor shard) override {
-    const int64_t number = record_.begin(next("all_gather", size_in_bytes(full)));
-    return follow(inner_->all_gather(std::move(full), std::move(shard)), number);
+    return follow("all_gather", size_in_bytes(full),
+                  [&] { return inner_->all_gather(std::move(full), std::move(shard)); });
   }
   std::unique_ptr<Work> reduce_scatter(at::Tensor shard, at::Tensor full) override {
-    const int64_t number = record_.begin(next("reduce_scatter", size_in_bytes(full)));
-    return follow(inner_->reduce_scatter(std::move(shard), std::move(full)), number);
+    return follow("reduce_scatter", size_in_bytes(full),
+                  [&] { return inner_->reduce_scatter(std::move(shard), std::move(full)); });
   }
   void all_reduce(at::Tensor t) override {
     const Blocking blocking(record_, next("all_reduce", size_in_bytes(t)));
@@ -143,7 +149,13 @@ class WatchedCommunicator : public Watched<Communicator> {
   }
 
  private:
-  std::unique_ptr<Work> follow(std::unique_ptr<Work> work, int64_t number) {
+  // Where a network connects at the first use, starting takes as long as waiting.
+  template <class Start>
+  std::unique_ptr<Work> follow(const char* operation, int64_t bytes, const Start& start) {
+    const int64_t number = record_.begin(next(operation, bytes));
+    record_.await(number);
+    std::unique_ptr<Work> work = start();
+    record_.go_on(number);
     return std::make_unique<WatchedWork>(std::move(work), record_, number);
   }
 };

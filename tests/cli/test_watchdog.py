@@ -14,8 +14,8 @@ from tiny_job import PROGRAM, job  # noqa: F401
 
 LOST_RANK = Path(PROGRAM).with_name("tests") / "lost_rank"
 MPIRUN = ["mpirun", "--quiet", "--allow-run-as-root", "--oversubscribe"]
-# Deadline 2 s, 4 s for the ranks' records, 3 s for the report, and what starting takes here.
-ENOUGH = 60
+# Deadline, 15 s for the ranks' records, 5 s for the report, and what starting takes on a busy machine.
+ENOUGH = 120
 
 
 def lose(way: str, ranks: int, folder: Path) -> subprocess.CompletedProcess:
@@ -106,7 +106,7 @@ def ranks_of(job: Path) -> list[int]:
 def test_a_training_rank_that_is_stopped_ends_the_job(job):
     running = subprocess.Popen(
         [*MPIRUN, "-n", "3", PROGRAM, "train", "config.yaml", "--set", "train.steps=1000000",
-         "--set", "parallel.timeout_seconds=2"],
+         "--set", "parallel.timeout_seconds=10"],
         cwd=job, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = job / "out/metrics.jsonl"
     try:
@@ -114,12 +114,14 @@ def test_a_training_rank_that_is_stopped_ends_the_job(job):
         while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
             assert running.poll() is None and time.monotonic() < end
             time.sleep(0.05)
-        os.kill(ranks_of(job)[0], signal.SIGSTOP)  # rank 0, which speaks otherwise
+        stopped = ranks_of(job)[0]  # rank 0, which speaks otherwise
+        os.kill(stopped, signal.SIGSTOP)
         _, stderr = running.communicate(timeout=ENOUGH)
     finally:
         running.kill()
     assert running.returncode != 0
-    assert "no progress for 2 s (parallel.timeout_seconds): rank 0 gives no sign of life" in stderr
+    assert "no progress for 10 s (parallel.timeout_seconds): rank 0 (" in stderr
+    assert f"process {stopped}) gives no sign of life" in stderr
     (incident,) = (job / "out/flight").iterdir()
     left = records(incident)
     assert sorted(left) == [1, 2]

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <filesystem>
 #include <future>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -45,8 +46,6 @@ FlightLog log_of(int rank, int ranks, std::vector<Flight> flights, bool waits = 
   FlightLog log;
   log.rank = rank;
   log.ranks = ranks;
-  log.host = "host";
-  log.pid = 100 + rank;
   for (size_t i = 0; i < flights.size(); ++i) {
     flights[i].number = static_cast<int64_t>(i) + 1;
     flights[i].started = 1000.0 + static_cast<double>(i);
@@ -58,6 +57,7 @@ FlightLog log_of(int rank, int ranks, std::vector<Flight> flights, bool waits = 
     flights.back().state = Flight::State::awaited;
     log.awaited = flights.back().number;
   }
+  for (const Flight& flight : flights) log.groups[flight.group] = flight.group_number;
   log.flights = std::move(flights);
   log.written = 1100;
   return log;
@@ -94,7 +94,7 @@ TEST(FlightRecord, KnowsTheOutermostOneThatHoldsTheRankUp) {
 
 TEST(FlightRecord, IsReadWhileItIsWritten) {
   FlightRecord record;
-  std::atomic<bool> done = false;
+  std::atomic<bool> done = false, reads = false;
   std::thread reader([&] {
     while (!done) {
       int64_t last = 0;
@@ -104,8 +104,10 @@ TEST(FlightRecord, IsReadWhileItIsWritten) {
         last = flight.number;
       }
       record.now();
+      reads = true;
     }
   });
+  while (!reads) std::this_thread::yield();
   for (int64_t i = 1; i <= 20000; ++i) {
     const int64_t number = record.begin(call("world", i, "barrier", 0, std::to_string(i)));
     record.await(number);
@@ -150,7 +152,7 @@ TEST(WatchedCommunicator, OneThatFailedHasNotFinished) {
   auto world =
       watch(std::unique_ptr<Communicator>(std::make_unique<SoloCommunicator>()), record, "world");
   EXPECT_THROW(world->all_gather(at::ones({3}), at::ones({2}))->wait(), UsageError);
-  EXPECT_EQ(record.recent().back().state, Flight::State::started);
+  EXPECT_EQ(record.recent().back().state, Flight::State::awaited);
 }
 
 TEST(FlightReport, RoundTrips) {
@@ -159,6 +161,7 @@ TEST(FlightReport, RoundTrips) {
   const FlightLog read = parse_flight_log(to_json(log), "here");
   EXPECT_EQ(to_json(read), to_json(log));
   EXPECT_EQ(read.awaited, 2);
+  EXPECT_EQ(read.groups, (std::map<std::string, int64_t>{{"world", 2}}));
   EXPECT_EQ(read.flights[1].bytes, -1);
 }
 
@@ -171,25 +174,51 @@ TEST(FlightReport, RefusesWhatIsNoRecord) {
   }
 }
 
-TEST(FlightReport, NamesRanksThatLeftNothing) {
+TEST(FlightReport, NamesRanksThatLeftNothingAndWhereTheyRun) {
   const std::string report = explain_standstill(
-      {log_of(0, 4, {call("world", 9, "barrier")}), log_of(3, 4, {call("world", 9, "barrier")})});
-  EXPECT_THAT(report, StartsWith("ranks 1, 2 give no sign of life"));
+      {log_of(0, 4, {call("world", 9, "barrier")}), log_of(3, 4, {call("world", 9, "barrier")})},
+      {"a", "b, process 7", "c, process 8", "d"});
+  EXPECT_THAT(report, StartsWith("ranks 1, 2 (b, process 7; c, process 8) give no sign of life"));
   EXPECT_THAT(report, HasSubstr("ranks 0, 3: in barrier 9 of world for 100 s"));
   EXPECT_THAT(report, HasSubstr("ranks 1, 2: no flight record"));
 }
 
-// The one to blame waits too, in another group.
 TEST(FlightReport, NamesRanksThatAreBehindInTheGroup) {
   const std::vector<Flight> early = {call("world", 8, "barrier"),
                                      call("shards 1", 5, "all_gather")};
   std::vector<Flight> late = early;
   late.push_back(call("world", 9, "all_gather of scalars", 8, "step 3"));
+  FlightLog slower = log_of(1, 3, late);
+  slower.written += 2;
   const std::string report =
-      explain_standstill({log_of(2, 3, early), log_of(1, 3, late), log_of(0, 3, late)});
+      explain_standstill({log_of(2, 3, early, false), slower, log_of(0, 3, late)}, {});
   EXPECT_THAT(report,
               StartsWith("rank 2 has not come to all_gather of scalars 9 of world (step 3)"));
-  EXPECT_THAT(report, HasSubstr("rank 2: in all_gather 5 of shards 1 for 99 s"));
+  EXPECT_THAT(
+      report,
+      HasSubstr("ranks 0, 1: in all_gather of scalars 9 of world (step 3) for 98 to 100 s"));
+  EXPECT_THAT(report, HasSubstr("rank 2: computing; 98 s ago finished all_gather 5 of shards 1"));
+}
+
+// A step of a large model has more collectives than a record holds.
+TEST(FlightReport, RemembersGroupsThatTheRecordNoLongerHolds) {
+  std::vector<Flight> gathers;
+  for (int64_t i = 1; i <= 256; ++i) gathers.push_back(call("shards 0", i, "all_gather"));
+  FlightLog busy = log_of(1, 2, gathers, false);
+  busy.groups["world"] = 8;
+  EXPECT_THAT(explain_standstill({log_of(0, 2, {call("world", 9, "barrier")}), busy}, {}),
+              StartsWith("rank 1 has not come to barrier 9 of world"));
+}
+
+// 0 waits for 2 in their replica group; 2 waits for 3 in its shard group; 3 is to blame.
+TEST(FlightReport, FollowsRanksThatWaitToTheOneThatDoesNot) {
+  const FlightLog zero = log_of(0, 4, {call("replicas 0", 4, "all_reduce")});
+  const FlightLog one = log_of(1, 4, {call("shards 0", 7, "all_gather")}, false);
+  const FlightLog two =
+      log_of(2, 4, {call("replicas 0", 3, "all_reduce"), call("shards 1", 7, "all_gather")});
+  const FlightLog three = log_of(3, 4, {call("shards 1", 6, "all_gather")}, false);
+  EXPECT_THAT(explain_standstill({zero, one, two, three}, {}),
+              StartsWith("rank 3 has not come to all_gather 7 of shards 1"));
 }
 
 // Ranks that are not in the group at all are not behind in it.
@@ -198,7 +227,8 @@ TEST(FlightReport, BlamesNobodyWhereAllOfTheGroupAreThere) {
   const std::vector<Flight> second = {call("shards 1", 4, "all_gather")};
   const std::string report =
       explain_standstill({log_of(0, 4, first), log_of(1, 4, first), log_of(2, 4, second, false),
-                          log_of(3, 4, second, false)});
+                          log_of(3, 4, second, false)},
+                         {});
   EXPECT_THAT(report, StartsWith("all its ranks have come to all_gather 5 of shards 0"));
   EXPECT_THAT(report,
               HasSubstr("ranks 2, 3: computing; 99 s ago finished all_gather 4 of shards 1"));
@@ -208,15 +238,16 @@ TEST(FlightReport, TellsDifferentCollectivesApart) {
   const FlightLog a = log_of(0, 3, {call("world", 9, "all_reduce", 64, "block 1")});
   const FlightLog same = log_of(1, 3, {call("world", 9, "all_reduce", 64, "block 1")});
   EXPECT_THAT(
-      explain_standstill({a, same, log_of(2, 3, {call("world", 9, "all_reduce", 32, "block 1")})}),
+      explain_standstill({a, same, log_of(2, 3, {call("world", 9, "all_reduce", 32, "block 1")})},
+                         {}),
       StartsWith(
           "the ranks call different collectives: number 9 of world is all_reduce "
           "(block 1) of 32 bytes on rank 2, all_reduce (block 1) of 64 bytes on ranks 0, 1"));
-  EXPECT_THAT(explain_standstill({a, same, log_of(2, 3, {call("world", 9, "barrier", 0)})}),
+  EXPECT_THAT(explain_standstill({a, same, log_of(2, 3, {call("world", 9, "barrier", 0)})}, {}),
               HasSubstr("barrier of 0 bytes on rank 2"));
-  EXPECT_THAT(
-      explain_standstill({a, same, log_of(2, 3, {call("world", 9, "all_reduce", -1, "block 1")})}),
-      Not(HasSubstr("different")));
+  EXPECT_THAT(explain_standstill(
+                  {a, same, log_of(2, 3, {call("world", 9, "all_reduce", -1, "block 1")})}, {}),
+              Not(HasSubstr("different")));
 }
 
 // Two ranks as threads: one waits for the other, which computes.
