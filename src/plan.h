@@ -22,8 +22,8 @@ struct PlanTitle {
   std::string model, training;  ///< names
   std::string device, inside, between;
   double gemm_tflops = 0, memory_gb_per_s = 0;  ///< that times are made of, the shares applied
-  std::string lengths;     ///< where they come from
-  int64_t max_tokens = 0;  ///< batch.max_tokens_per_rank
+  std::string lengths;                          ///< where they come from
+  int64_t max_tokens = 0;                       ///< batch.max_tokens_per_rank
 };
 
 /// For people: everything about one plan, or a line for each of several.
