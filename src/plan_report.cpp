@@ -168,7 +168,7 @@ std::string plan_table(const PlanTitle& title, const std::vector<dist::RankPlan>
       "memory of the fullest rank in {}; {} inside a machine, {} between; fits: largest "
       "micro-batch, tokens\n",
       unit.name, title.inside, title.between);
-  text += fmt::format("{:>7}{:>7}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>11}{:>11}{:>11}{:>12}  {}\n",
+  text += fmt::format("{:>7}{:>7}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>11}{:>13}{:>11}{:>12}  {}\n",
                       "ranks", "shards", "idle", "peak", "weights", "optim", "buffers", "activ",
                       "fits", "sent", "step", "tokens/s", "bottleneck");
   for (const dist::RankPlan& p : plans) {
@@ -176,7 +176,7 @@ std::string plan_table(const PlanTitle& title, const std::vector<dist::RankPlan>
     int64_t sent = 0;
     for (const auto& [name, traffic] : p.traffic) sent += traffic.bytes;
     text += fmt::format(
-        "{:>7}{:>7}{:>8}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>11}{:>11}{:>11}{:>12.4g}  {}\n",
+        "{:>7}{:>7}{:>8}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>11}{:>13}{:>11}{:>12.4g}  {}\n",
         p.ranks, p.shards, p.idle_ranks, unit.of(p.memory.peak()), unit.of(m.weights),
         unit.of(m.optimizer + m.gradients), unit.of(m.buffers),
         unit.of(m.activations + m.logits + m.reference), largest_in_words(p), size_in_words(sent),
@@ -236,7 +236,8 @@ std::string plan_json(const PlanTitle& title, const dist::RankPlan& p, const Ran
 std::string run_in_words(const dist::RankPlan& p, const RankRun& run) {
   const double ratio = static_cast<double>(run.tensor_bytes) / static_cast<double>(p.memory.peak());
   return fmt::format(
-      "run of rank {} of {}: tensors held {}, {:+.2f} % off the plan; the process grew by {}; {} a "
+      "run of rank {} of {}: tensors held {}, {:+.2f} % off the plan; the process has held {} at "
+      "most; {} a "
       "step without its peers\n",
       p.rank, grouped(p.ranks), size_in_words(run.tensor_bytes), 100 * (ratio - 1),
       size_in_words(run.resident_bytes), seconds_in_words(run.seconds));

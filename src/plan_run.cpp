@@ -45,7 +45,6 @@ RankRun run_rank(const RunConfig& config, models::OpenedModel& model, dist::RunD
   data.stand_in = [dtype, width = model.decoder->width()](int64_t rows) {
     return at::zeros({rows, width}, dtype);
   };
-  const int64_t resident = peak_resident_bytes();
   AllocationCount count;
   dist::Mesh mesh =
       dist::make_fake_mesh(static_cast<int>(plan.rank), static_cast<int>(plan.ranks), plan.shards);
@@ -59,7 +58,7 @@ RankRun run_rank(const RunConfig& config, models::OpenedModel& model, dist::RunD
   RankRun result;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result.tensor_bytes = count.take_peak();
-  result.resident_bytes = peak_resident_bytes() - resident;
+  result.resident_bytes = peak_resident_bytes();
   for (const auto& [name, after] : traffic_of(mesh)) {
     const auto found = before.find(name);
     const dist::Traffic old = found == before.end() ? dist::Traffic{} : found->second;

@@ -14,7 +14,7 @@ namespace safegrad {
 /// What one step of one rank held and sent.
 struct RankRun {
   int64_t tensor_bytes = 0;    ///< most that CPU tensors held at a time
-  int64_t resident_bytes = 0;  ///< most that the process has grown by, its libraries' memory too
+  int64_t resident_bytes = 0;  ///< most that the process has held so far, libraries and runs before
   std::map<std::string, dist::Traffic> traffic;
   double seconds = 0;
 };
