@@ -63,11 +63,11 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
     {"train.epochs",
      "passes over the task data; not together with `steps`; 1 where neither is given"},
     {"train.steps", "optimizer steps"},
+    {"train.seed", "order of samples, fresh adapters, dropout, random weights"},
     {"train.max_skipped_steps",
      "a step whose losses or gradients are not finite is skipped by all ranks; so many in a row "
      "end "
      "the run with exit code 2, see [reliability.md](reliability.md)"},
-    {"train.seed", "order of samples, fresh adapters, dropout, random weights"},
     {"parallel",
      "How ranks share the work. The number of ranks is not in the file: it is what the launcher "
      "starts."},

@@ -83,7 +83,9 @@ const Flight* find_pivot(const std::vector<FlightLog>& logs) {
           return find_awaited(*log) != nullptr;
         });
     if (!all_wait) return pivot;
-    pivot = find_awaited(*behind.front());
+    const Flight* next = find_awaited(*behind.front());
+    if (find_behind(logs, *next).empty()) return pivot;
+    pivot = next;
   }
   return pivot;
 }
