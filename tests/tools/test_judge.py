@@ -450,6 +450,15 @@ def test_a_line_that_is_no_verdict_is_refused(tmp_path):
         Records(path)
 
 
+def test_a_text_that_holds_other_line_ends_is_one_record(tmp_path):
+    written = [{"set": "harmful", "key": f"k{end!r}", "opening": f"a{end}b"}
+               for end in ("\u0085", "\u2028", "\u2029", "\r", "\n")]
+    Records(tmp_path / "r.jsonl").add(written)
+
+    read = Records(tmp_path / "r.jsonl")
+    assert [read.get("harmful", record["key"]) for record in written] == written
+
+
 def test_verdicts_do_not_depend_on_the_batches(job):
     """Another limit, other batches, another file: the same verdicts."""
     one, other = job(out="one_plan"), job("--batch-tokens", "60", out="other_plan")

@@ -40,7 +40,9 @@ class Records:
         content = self._path.read_bytes()
         # A line without its end was being written when the program was stopped.
         whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.decode(errors="replace").splitlines(), start=1):
+        # Not splitlines(): it also cuts at U+0085, U+2028 and U+2029, which JSON leaves in a text.
+        lines = whole.decode(errors="replace").split("\n")[:-1]
+        for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
                 self._found[record["set"], record["key"]] = record
