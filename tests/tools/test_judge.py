@@ -1,5 +1,6 @@
 """judge.py without a model: verdicts, intervals, batches, pairs, and evaluations that go on."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -289,6 +290,46 @@ def test_beavertails_rows_are_its_unsafe_ones_up_to_the_count(tmp_path):
 
     found = prompts.load(GIT_DISL, "harmful", file, set())
     assert [p.text for p in found] == [f"p{i}" for i in range(1, 2001, 2)]
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_presets_of_a_publication_ask_its_rows_as_often_as_they_are_there(preset, tmp_path):
+    texts = ["One?", "two", "one", "One?"]
+    harmful = write_rows(tmp_path / "b.jsonl", [{"prompt": text} for text in texts])
+    reviews = write_rows(tmp_path / "t.jsonl", [{"text": t, "label": i % 2}
+                                                for i, t in enumerate(texts)])
+
+    found = prompts.load(preset, "harmful", harmful, set())
+    assert [p.text for p in found] == (texts[:2] if preset is OFFLINE else texts)
+    assert len({p.key for p in found}) == len(found)  # each has a verdict of its own
+    # The first keeps the hash of splits.json, by which all of them are left out.
+    assert found[0].key == prompts.prompt_hash("ONE")
+    trained = {found[0].key}
+    assert [p.text for p in prompts.load(preset, "harmful", harmful, trained)] == ["two"]
+    if preset is not OFFLINE:
+        reviewed = prompts.load(preset, "task", reviews, set())
+        assert [p.label for p in reviewed] == ["negative", "positive"] * 2
+        # They count towards the number: "the first 2 rows" of a file that begins with a repeat.
+        first = dataclasses.replace(preset, count={"harmful": 2})
+        again = write_rows(tmp_path / "c.jsonl", [{"prompt": text} for text in "aab"])
+        assert [p.text for p in prompts.load(first, "harmful", again, set())] == ["a", "a"]
+
+
+def test_a_repeated_row_is_judged_and_counted_as_often_as_it_is_there(job):
+    rows = [{"prompt": text} for text in ("same", "other", "same", "Same!")]
+    file = write_rows(job.out / "repeated.jsonl", rows)
+    command = ["--preset", "git-disl", "--data", f"harmful={file}"]
+    files = job(*command, sets=["harmful"])
+
+    assert [line["key"] for line in verdicts_of(files, "harmful")].count(
+        prompts.prompt_hash("same")) == 1
+    assert len(verdicts_of(files, "harmful")) == 4
+    results = json.loads(next(text for name, text in files.items() if name.endswith(".json")))
+    assert results["results"]["harmful"]["not_refused"]["total"] == 4
+    # An evaluation that goes on finds all four.
+    engine = job.made[job.models[0]]
+    engine.batches = []
+    assert job(*command, sets=["harmful"]) == files and engine.batches == []
 
 
 def test_prompts_that_were_trained_on_are_left_out(tmp_path):

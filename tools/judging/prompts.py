@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -28,11 +29,14 @@ TRAINING_USES = ("start", "align", "task")  # of a splits.json
 class Prompt:
     text: str
     label: str | None = None  # of the task set
+    time: int = 1  # that it is asked; more than 1 only where a preset asks repeated rows
 
     @property
     def key(self) -> str:
-        """As in splits.json: the same prompt, whatever its case, spaces and punctuation."""
-        return prompt_hash(self.text)
+        """As in splits.json: the same prompt, whatever its case, spaces and punctuation. Each
+        further time that a set asks it has a key, and so a verdict, of its own.
+        """
+        return prompt_hash(self.text) + (f"/{self.time}" if self.time > 1 else "")
 
 
 def prompt_hash(text: str) -> str:
@@ -40,18 +44,21 @@ def prompt_hash(text: str) -> str:
 
 
 def load(protocol: Protocol, name: str, file: Path | None, trained: set[str]) -> list[Prompt]:
-    """The prompts of one set, without those whose hash is in `trained`, in a fixed order."""
+    """The prompts of one set, without those whose hash is in `trained`, in a fixed order. A prompt
+    that is there again is left out, unless the protocol takes the rows as they were published.
+    """
     if file is None and name not in protocol.source:
         raise InputError(
             f"preset {protocol.name}: its {name} prompts ship in no package; give them with"
             f" --data {name}=FILE, or leave the set out with --sets"
         )
     prompts = _from_file(file, name) if file else _BUILT_IN[protocol.source[name]]()
-    kept: dict[str, Prompt] = {}
+    chosen = []
+    times: Counter[str] = Counter()
     for prompt in prompts:
-        if prompt.key not in trained:
-            kept.setdefault(prompt.key, prompt)
-    chosen = list(kept.values())
+        times[prompt.key] += 1
+        if prompt.key not in trained and (protocol.repeats or times[prompt.key] == 1):
+            chosen.append(replace(prompt, time=times[prompt.key]))
     limit = protocol.count[name]
     if name == "task" and file is None:
         chosen = _balanced(chosen, limit, protocol.seed)
