@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from errors import InputError, run
+from runs import compared_steps, cosine_mean
 
 RUNS = {"plain": "plain", "SafeGrad": "safegrad"}  # column -> folder
 ABSENT = "–"
@@ -53,17 +54,18 @@ def probe_column(probes: dict, where: Path, heldout_kl: float) -> list[str]:
 def run_column(steps: list[dict], where: Path) -> list[str]:
     probes = steps[-1]["probe"]
     column = probe_column(probes, where, measure(probes, "heldout", "kl", where))
-    cosines = [step["cosine"] for step in steps if "cosine" in step]
-    conflicts = sum(step["conflict"] for step in steps)
-    column.append(f"{100 * conflicts / len(steps):.0f} %" if cosines else ABSENT)
-    column.append(f"{sum(cosines) / len(cosines):.2f}" if cosines else ABSENT)
+    compared, cosine = compared_steps(steps), cosine_mean(steps)
+    conflicts = sum(bool(step.get("conflict")) for step in compared)
+    column.append(f"{100 * conflicts / len(compared):.0f} %" if compared else ABSENT)
+    column.append(ABSENT if cosine is None else f"{cosine:.2f}")
     column.append(f"{sum(step['seconds'] for step in steps):.0f}")
     return column
 
 
 def table(folder: Path) -> str:
-    labels = ["", "harmful prompts refused", "harmless prompts refused", "task accuracy", "held-out KL",
-              "steps with conflict", "mean cosine of u and a", "seconds of training"]
+    labels = ["", "harmful prompts refused", "harmless prompts refused", "task accuracy",
+              "held-out KL", "steps with conflict", "mean cosine of u and a",
+              "seconds of training"]
     start = folder / "start" / "evaluation.json"
     # The start model is the reference of the KL: its distance to itself is 0 by definition.
     columns = [labels, ["start", *probe_column(read_probes(start), start, 0.0), *3 * [ABSENT]]]

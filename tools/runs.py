@@ -186,10 +186,20 @@ def probe_ends(run: Run) -> dict[str, dict]:
     return ends
 
 
+def compared_steps(steps: list[dict]) -> list[dict]:
+    """The steps whose two gradients were compared: there were two, and both were finite."""
+    return [step for step in steps
+            if not step.get("skipped") and math.isfinite(value_of(step, "ua"))]
+
+
+def cosine_mean(steps: list[dict]) -> float | None:
+    """None where no step has a cosine."""
+    return mean([value_of(step, "cosine") for step in steps])
+
+
 def summarize(run: Run) -> dict:
     """What the table and the sentence about a run say; None where it was not measured."""
-    compared = [step for step in run.steps
-                if not step.get("skipped") and math.isfinite(value_of(step, "ua"))]
+    compared = compared_steps(run.steps)
     task, align = run.values("loss_task"), run.values("loss_align")
     checkpoints = finite(run.values("checkpoint_seconds"))
     return {
@@ -209,7 +219,7 @@ def summarize(run: Run) -> dict:
         "loss_align_last_mean": mean(align[-LAST:]),
         "compared_steps": len(compared),
         "conflicts": sum(bool(step.get("conflict")) for step in compared),
-        "cosine_mean": mean(run.values("cosine")),
+        "cosine_mean": cosine_mean(run.steps),
         "tokens_per_s_mean": tokens_per_second(run),
         "seconds": math.fsum(finite(run.values("seconds"))),
         "checkpoint_seconds": math.fsum(checkpoints) if checkpoints else None,

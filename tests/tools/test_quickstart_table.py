@@ -26,12 +26,17 @@ def write_runs(folder, safegrad_steps):
         path.write_text(text)
 
 
-def test_cells_come_from_the_last_probe_and_from_all_steps(tmp_path):
-    write_runs(tmp_path, [{"seconds": 4.0, "conflict": True, "cosine": -0.3},
-                          {"seconds": 4.0, "conflict": False, "cosine": 0.1, "probe": PROBE}])
+def cells_of(text):
+    rows = [[cell for cell in line.split("  ") if cell] for line in text.split("\n")]
+    return [[cell.strip() for cell in row] for row in rows]
 
-    rows = [[cell for cell in line.split("  ") if cell] for line in table(tmp_path).split("\n")]
-    cells = [[cell.strip() for cell in row] for row in rows]
+
+def test_cells_come_from_the_last_probe_and_from_all_steps(tmp_path):
+    write_runs(tmp_path, [
+        {"seconds": 4.0, "conflict": True, "ua": -1.5, "cosine": -0.3},
+        {"seconds": 4.0, "conflict": False, "ua": 0.5, "cosine": 0.1, "probe": PROBE}])
+
+    cells = cells_of(table(tmp_path))
 
     assert [cell for cell in cells[0] if cell] == ["start", "plain", "SafeGrad"]
     assert cells[1:] == [
@@ -45,8 +50,22 @@ def test_cells_come_from_the_last_probe_and_from_all_steps(tmp_path):
     ]
 
 
+def test_a_skipped_step_is_in_neither_mean(tmp_path):
+    """What is skipped has gradients that are not finite: nulls in JSON, and `conflict` false."""
+    write_runs(tmp_path, [
+        {"seconds": 4.0, "conflict": True, "ua": -1.5, "cosine": -0.3},
+        {"seconds": 4.0, "conflict": False, "ua": None, "cosine": None, "skipped": True},
+        # Without an alignment gradient, as the first step of a run.
+        {"seconds": 4.0, "conflict": False, "ua": 0.0, "cosine": None},
+        {"seconds": 4.0, "conflict": True, "ua": -0.5, "cosine": -0.1, "probe": PROBE}])
+
+    cells = cells_of(table(tmp_path))
+    assert cells[5:7] == [["steps with conflict", "–", "–", "67 %"],  # 2 of 3
+                          ["mean cosine of u and a", "–", "–", "-0.20"]]
+
+
 def test_a_stopped_run_is_refused(tmp_path):
-    write_runs(tmp_path, [{"seconds": 4.0, "conflict": True, "cosine": -0.3}])
+    write_runs(tmp_path, [{"seconds": 4.0, "conflict": True, "ua": -1.5, "cosine": -0.3}])
 
     with pytest.raises(InputError, match="safegrad/metrics.jsonl: the last of its 1 steps"):
         table(tmp_path)
