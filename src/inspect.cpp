@@ -14,6 +14,7 @@
 #include "core/config.h"
 #include "core/error.h"
 #include "core/files.h"
+#include "core/json.h"
 #include "core/safetensors.h"
 #include "core/token_file.h"
 #include "dist/checkpoint_files.h"
@@ -26,6 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kMaxManifestBytes = 16 << 20;
+constexpr size_t kMaxPath = 300;  // characters shown
 
 std::string human(double count) {
   for (const char* unit : {"", " k", " M", " G"}) {
@@ -37,6 +39,21 @@ std::string human(double count) {
 
 std::string human_bytes(double bytes) {
   return human(bytes) + "B";
+}
+
+// Every text that a file holds is shown through printable(): it would otherwise reach the terminal
+// with its control characters.
+std::string printable_list(const std::vector<std::string>& texts) {
+  std::vector<std::string> shown;
+  for (const std::string& text : texts) shown.push_back(printable(text));
+  return fmt::format("{}", fmt::join(shown, ", "));
+}
+
+// As a shell reads it back: inside single quotes only another one has a meaning.
+std::string shell_quoted(const std::string& text) {
+  std::string quoted = "'";
+  for (const char c : text) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
 }
 
 struct Tensors {
@@ -76,12 +93,12 @@ std::string inspect_tokens(const std::string& path) {
     for (int64_t i = 0; i < file.size(); ++i)
       ++counts[file.sources()[static_cast<size_t>(file.source(i))]];
     for (const auto& [name, count] : counts)
-      text += fmt::format("  source {}: {} sequences ({:.1f} %)\n", name, count,
+      text += fmt::format("  source {}: {} sequences ({:.1f} %)\n", printable(name), count,
                           100.0 * static_cast<double>(count) / static_cast<double>(file.size()));
   }
   if (file.has_choices())
     text += fmt::format("  {} choice groups of the classes {}\n", file.groups(),
-                        fmt::join(file.classes(), ", "));
+                        printable_list(file.classes()));
   return text;
 }
 
@@ -95,8 +112,7 @@ std::string inspect_file(const std::string& path) {
   tensors.add(file);
   std::string text = fmt::format("{}: safetensors file\n  {}\n", path, tensors.text());
   for (const auto& [key, value] : metadata)
-    text +=
-        fmt::format("  {} = {}\n", key, value.size() > 100 ? value.substr(0, 100) + "…" : value);
+    text += fmt::format("  {} = {}\n", printable(key), printable(value));
   return text;
 }
 
@@ -111,7 +127,7 @@ std::string inspect_model(const std::string& folder) {
       "{}: model folder, {}\n  {} layers, width {}, {} heads ({} for keys and values), vocabulary "
       "{}, "
       "{} positions{}\n  {}\n  {}\n",
-      folder, c.architecture, c.layers, c.hidden_size, c.heads, c.kv_heads, c.vocab_size,
+      folder, printable(c.architecture), c.layers, c.hidden_size, c.heads, c.kv_heads, c.vocab_size,
       c.max_positions, c.tied_embeddings ? ", tied embeddings" : "",
       tensors.tensors > 0 ? tensors.text() : "no *.safetensors: shape only",
       fs::exists(folder + "/tokenizer.json") ? "with tokenizer.json" : "without tokenizer.json");
@@ -122,8 +138,8 @@ std::string inspect_adapter(const std::string& folder) {
   Tensors tensors;
   tensors.add(SafetensorsFile(folder + "/adapter_model.safetensors"));
   return fmt::format("{}: PEFT adapter folder, LoRA\n  rank {}, alpha {:g}, on {}\n  of {}\n  {}\n",
-                     folder, a.rank, a.alpha, fmt::join(a.targets, ", "), a.base_model,
-                     tensors.text());
+                     folder, a.rank, a.alpha, printable_list(a.targets),
+                     printable(a.base_model, kMaxPath), tensors.text());
 }
 
 std::string inspect_checkpoint(const std::string& folder) {
@@ -136,10 +152,12 @@ std::string inspect_checkpoint(const std::string& folder) {
       "{}: checkpoint after step {} ({} updates)\n  written by {} ranks, {} shards; goes on with "
       "any number\n  {}\n",
       folder, m.step, m.updates, m.ranks, m.shards, tensors.text());
-  for (const auto& [name, version] : m.versions) text += fmt::format("  {} {}\n", name, version);
-  for (const auto& [name, print] : m.inputs) text += fmt::format("  {}: {}\n", name, print);
-  return text +
-         fmt::format("  its files are checked by: cd {} && sha256sum -c SHA256SUMS\n", folder);
+  for (const auto& [name, version] : m.versions)
+    text += fmt::format("  {} {}\n", printable(name), printable(version));
+  for (const auto& [name, print] : m.inputs)
+    text += fmt::format("  {}: {}\n", printable(name), printable(print));
+  return text + fmt::format("  its files are checked by: cd {} && sha256sum -c SHA256SUMS\n",
+                            shell_quoted(folder));
 }
 
 struct LastLine {
@@ -160,17 +178,20 @@ LastLine last_complete_line(const std::string& path) {
 std::string inspect_run(const std::string& folder) {
   const RunConfig config = load_config(folder + "/config.yaml", {});
   const auto values = config_values(config);
-  std::string text =
-      fmt::format("{}: run folder, rule {}{} on {}\n", folder, values.at("objective.rule"),
-                  config.model.lora ? fmt::format(", LoRA rank {}", config.model.lora->rank) : "",
-                  config.model.path.empty() ? config.model.config : config.model.path);
+  std::string text = fmt::format(
+      "{}: run folder, rule {}{} on {}\n", folder, printable(values.at("objective.rule")),
+      config.model.lora ? fmt::format(", LoRA rank {}", config.model.lora->rank) : "",
+      printable(config.model.path.empty() ? config.model.config : config.model.path, kMaxPath));
   const std::string metrics = folder + "/metrics.jsonl";
   if (fs::exists(metrics)) {
     const LastLine last = last_complete_line(metrics);
     const auto record = nlohmann::json::parse(last.text, nullptr, /*allow_exceptions=*/false);
     if (record.is_object()) {
-      text += fmt::format("  {} steps recorded; the last is {}", last.lines,
-                          record.value("step", int64_t{0}));
+      // A line that others wrote may have a step that is no number: value() would throw.
+      const auto step = record.find("step");
+      text += fmt::format("  {} steps recorded", last.lines);
+      if (step != record.end() && step->is_number_integer())
+        text += fmt::format("; the last is {}", step->get<int64_t>());
       for (const char* key : {"loss_task", "loss_align", "cosine"}) {
         if (record.contains(key) && record[key].is_number())
           text += fmt::format(", {} {:.4g}", key, record[key].get<double>());
@@ -185,7 +206,8 @@ std::string inspect_run(const std::string& folder) {
     text += fmt::format("  finished: the model is in {}/model\n", folder);
   if (fs::exists(folder + "/flight")) {
     for (const auto& entry : fs::directory_iterator(folder + "/flight"))
-      text += fmt::format("  stood still once: see {}/report.txt\n", entry.path().string());
+      text += fmt::format("  stood still once: see {}/flight/{}/report.txt\n", folder,
+                          printable(entry.path().filename().string()));
   }
   return text;
 }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
-from tiny_job import PROGRAM, job, sequences  # noqa: F401
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_job import PROGRAM, choices, job, sequences, write_tokens  # noqa: F401
+from tokenfile import write_token_file
 
 
 def inspect(path: Path, folder: Path | None = None) -> str:
@@ -25,14 +31,16 @@ def test_a_token_file(job):
     text = inspect(job / "task.safetensors")
     tokens = sum(len(s.tokens) for s in made)
     scored = sum(sum(s.mask) for s in made)
-    assert f"12 sequences, {tokens} tokens ({scored} scored), longest {max(len(s.tokens) for s in made)}" in text
+    longest = max(len(s.tokens) for s in made)
+    assert f"12 sequences, {tokens} tokens ({scored} scored), longest {longest}" in text
     assert "5 choice groups of the classes first, second" in inspect(job / "choice.safetensors")
 
 
 def test_a_model_folder_and_its_file(job):
     weights = load_file(job / "model/model.safetensors")
     text = inspect(job / "model/")
-    assert "Qwen2ForCausalLM" in text and f"{len(weights)} tensors" in text and "with tokenizer.json" in text
+    assert "Qwen2ForCausalLM" in text and "with tokenizer.json" in text
+    assert f"{len(weights)} tensors" in text
     elements = sum(int(np.prod(w.shape)) for w in weights.values())
     assert f"{elements / 1000:.2f} k elements (F32)" in inspect(job / "model/model.safetensors")
 
@@ -42,13 +50,87 @@ def test_a_run_its_checkpoint_and_its_adapter(job):
         [PROGRAM, "train", "config.yaml", "--quiet", "--set", "checkpoint.every_steps=2",
          "--set", "model.lora.rank=3", "--set", "model.lora.alpha=6"], cwd=job)
     text = inspect(job / "out")
-    assert "rule safegrad, LoRA rank 3" in text and "3 steps recorded; the last is 3, loss_task " in text
+    assert "rule safegrad, LoRA rank 3" in text
+    assert "3 steps recorded; the last is 3, loss_task " in text
     assert "checkpoints after steps 2" in text and "the model is in" in text
     text = inspect(job / "out/checkpoints/step-000002")
     assert "checkpoint after step 2 (2 updates)" in text and "written by 1 ranks, 1 shards" in text
     assert "data.task content" in text and "LibTorch" in text
+    [command] = re.findall("checked by: (.*)", text)
+    subprocess.check_call(["sh", "-c", command], stdout=subprocess.DEVNULL)
     text = inspect(Path("out/model"), job)
-    assert "PEFT adapter folder, LoRA" in text and "rank 3, alpha 6, on k_proj, q_proj, v_proj" in text
+    assert "PEFT adapter folder, LoRA" in text
+    assert "rank 3, alpha 6, on k_proj, q_proj, v_proj" in text
+
+
+HOSTILE = "\x1b]0;owned\x07\r\u00e4\u2028\u4e16'\n"
+# Every byte that is not plain ASCII, so that neither a terminal nor a reader is misled.
+SHOWN = r"\x1b]0;owned\x07\x0d\xc3\xa4\xe2\x80\xa8\xe4\xb8\x96'\x0a"
+
+
+def assert_plain(text: str) -> None:
+    assert text.isascii() and text.replace("\n", "").isprintable(), text
+
+
+def test_texts_of_a_safetensors_file_are_escaped(tmp_path):
+    save_file({"w": np.zeros(3, np.float32)}, tmp_path / "w.safetensors",
+              {HOSTILE: HOSTILE, "long": "\u4e16" * 1000})
+
+    text = inspect(tmp_path / "w.safetensors")
+
+    assert_plain(text)
+    assert f"  {SHOWN} = {SHOWN}\n" in text
+    [long] = re.findall("  long = (.*)", text)
+    assert re.fullmatch(r"(\\xe4\\xb8\\x96){9,11}\.\.\.", long)
+
+
+def test_texts_of_a_token_file_are_escaped(job):
+    named = [replace(sequence, source=0) for sequence in sequences(4, seed=1)]
+    write_token_file(job / "task.safetensors", named, "", "", sources=[HOSTILE])
+    write_tokens(job, "choice", choices(5), [HOSTILE, "second"])
+    for text in (inspect(job / "task.safetensors"), inspect(job / "choice.safetensors")):
+        assert_plain(text)
+        assert SHOWN in text
+
+
+def test_texts_of_a_checkpoint_and_an_adapter_are_escaped_and_its_path_is_quoted(job):
+    subprocess.check_call(
+        [PROGRAM, "train", "config.yaml", "--quiet", "--set", "checkpoint.every_steps=2",
+         "--set", "model.lora.rank=3"], cwd=job)
+    folder = job / "it's $HOME; echo"
+    shutil.move(job / "out/checkpoints/step-000002", folder)
+    manifest = folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["versions"][HOSTILE] = HOSTILE
+    content["inputs"][HOSTILE] = HOSTILE
+    manifest.write_text(json.dumps(content))
+    text = inspect(folder)
+    assert_plain(text)
+    assert f"  {SHOWN} {SHOWN}\n" in text and f"  {SHOWN}: {SHOWN}\n" in text
+    [command] = re.findall("checked by: (cd .*) && ", text)
+    assert subprocess.check_output(["sh", "-c", f"{command} && pwd"],
+                                   text=True) == f"{folder}\n"
+
+    adapter = job / "out/model/adapter_config.json"
+    adapter.write_text(json.dumps(
+        json.loads(adapter.read_text()) | {"base_model_name_or_path": HOSTILE}))
+    (job / HOSTILE).symlink_to(job / "model")
+    text = inspect(Path("out/model"), job)
+    assert_plain(text)
+    assert SHOWN in text
+
+
+@pytest.mark.parametrize("line", ['{"step": "three", "loss_task": 1.5}', '{"step": null}',
+                                  '{"step": {}, "loss_task": []}', '{"step": 1e99}', "[]", "?"])
+def test_a_metrics_line_without_a_step_number_is_no_mistake(job, line):
+    (job / "out").mkdir()
+    shutil.copy(job / "config.yaml", job / "out")
+    (job / "out/metrics.jsonl").write_text(line + "\n")
+
+    text = inspect(job / "out")
+
+    assert "rule safegrad" in text and "the last is" not in text
+    assert ("loss_task 1.5" in text) == ("1.5" in line)
 
 
 def test_what_is_none_of_these_is_refused(job, tmp_path):
