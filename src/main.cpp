@@ -1,5 +1,6 @@
 // main.cpp: the command line; finds the other ranks, runs one command, turns errors into one
 // message and an exit code.
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -70,6 +71,9 @@ int run_local(const std::function<std::string()>& command) {
   } catch (const safegrad::Error& e) {
     fmt::print(stderr, "error: {}\n", e.what());
     return e.exit_code();
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "error: {}\n", e.what());
+    return 2;
   }
 }
 

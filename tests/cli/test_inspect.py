@@ -133,6 +133,18 @@ def test_a_metrics_line_without_a_step_number_is_no_mistake(job, line):
     assert ("loss_task 1.5" in text) == ("1.5" in line)
 
 
+def test_what_the_file_system_refuses_is_an_error_line(job):
+    (job / "out").mkdir()
+    shutil.copy(job / "config.yaml", job / "out")
+    (job / "out/flight").write_text("not a folder")
+
+    ended = subprocess.run([PROGRAM, "inspect", job / "out"], capture_output=True, text=True)
+
+    assert ended.returncode == 2 and ended.stdout == "", ended
+    [line] = ended.stderr.strip().split("\n")
+    assert line.startswith("error: ") and "flight" in line
+
+
 def test_what_is_none_of_these_is_refused(job, tmp_path):
     assert "no such file or folder" in refuse(job / "nothing")
     (job / "empty").mkdir()
