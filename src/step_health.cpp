@@ -45,11 +45,17 @@ std::string StepHealth::report(const std::string& saved) const {
   const std::string state = first == 1
                                 ? "No step was ever finite: the weights are those it started with"
                                 : fmt::format("The weights are those after step {}", first - 1);
+  // `auto` takes what was just saved, whose weights may be what is wrong, and refuses a change.
+  const std::string how =
+      saved.empty() ? ""
+                    : ". To go on with any of it: --resume FOLDER --allow-change, FOLDER a "
+                      "checkpoint older than that one, which is what auto takes";
   return fmt::format(
       "{}/metrics.jsonl: steps {} to {} were not finite and were skipped, {} in a row "
-      "(train.max_skipped_steps): {}. {}{}. What may help: {}",
+      "(train.max_skipped_steps): {}. {}{}. What may help: {}{}",
       config_.output, first, last_step_, in_a_row_, to_text(what_), state,
-      saved.empty() ? ", and are not saved" : ", saved in " + saved, fmt::join(remedies, "; "));
+      saved.empty() ? ", and are not saved" : ", saved in " + saved, fmt::join(remedies, "; "),
+      how);
 }
 
 std::vector<double> read_losses(const std::string& metrics) {

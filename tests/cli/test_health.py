@@ -1,5 +1,5 @@
-"""Steps that are not finite: skipped by all ranks, recorded with what broke, and after too many in a
-row the end of the run; losses that stand out are recorded with their samples.
+"""Steps that are not finite: skipped by all ranks, recorded with what broke, and after too many in
+a row the end of the run; losses that stand out are recorded with their samples.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def test_steps_that_are_not_finite_end_the_run_with_a_report(job):
                  "gradients of ", "(task, align)", "The weights are those after step 1",
                  "are not saved", "a lower optimizer.lr"):
         assert text in errors(done)[0], errors(done)[0]
+    assert "--resume" not in errors(done)[0]  # there is nothing to go on from
     assert "dtype" not in errors(done)[0] and "clip_norm" not in errors(done)[0]
     warnings = [line for line in done.err.splitlines() if line.startswith("warning: ")]
     assert [line.split(",")[0] for line in warnings] == [
@@ -69,6 +70,21 @@ def test_what_is_saved_at_the_end_costs_no_older_checkpoint(job):
     # None at the skipped steps 2 and 3, and the one of the last good step is still there.
     assert checkpoints(job) == ["step-000001", "step-000004"]
     assert (job / "out/checkpoints/latest").read_text().strip() == "step-000004"
+
+
+def test_the_advice_to_change_the_config_says_how_to_go_on_with_it(job):
+    done = explode(job, "--set", "checkpoint.every_steps=1")
+    assert "a lower optimizer.lr" in errors(done)[0]
+    assert "--resume FOLDER --allow-change, FOLDER a checkpoint older" in errors(done)[0]
+
+    changed = ["--set", "optimizer.lr=1e-4", "--set", "train.steps=50",
+               "--set", "train.max_skipped_steps=2", "--resume"]
+    refused = run(job, "train", "config.yaml", *changed, "auto")
+    assert refused.code == 1 and "--allow-change" in refused.err, refused.err
+    followed = run(job, "train", "config.yaml", *changed, "out/checkpoints/step-000001",
+                   "--allow-change")
+    # Taken, in vain here: the weights after the first step are the exploded ones.
+    assert "steps 2 to 3 were not finite" in errors(followed)[0]
 
 
 def test_when_to_give_up_may_change_on_resume(job):
