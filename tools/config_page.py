@@ -13,13 +13,15 @@ HEAD = """\
 
 <!-- Made by `safegrad schema | python tools/config_page.py`; edit src/core/config_meanings.cpp. -->
 
-A run is one YAML file. `safegrad check CONFIG` says whether it is right; every mistake is reported with its
-line, its key and what is allowed. Unknown and duplicate keys are mistakes. `--set a.b=value` overrides a key
-(`null` takes it out; `probe` only as a whole). Paths are relative to the working directory. The run folder
-keeps the resolved config as `config.yaml`, which runs again as it is.
+A run is one YAML file. `safegrad check CONFIG` says whether it is right; every mistake is reported
+with its line, its key and what is allowed. Unknown and duplicate keys are mistakes.
+`--set a.b=value` overrides a key (`null` takes it out; `probe` only as a whole). Paths are relative
+to the working directory. The run folder keeps the resolved config as `config.yaml`, which runs
+again as it is.
 
-An editor that knows JSON schemas completes and checks a config: `safegrad schema > safegrad.schema.json`, and as the
-config's first line `# yaml-language-server: $schema=safegrad.schema.json` (VS Code's YAML extension and others).
+An editor that knows JSON schemas completes and checks a config:
+`safegrad schema > safegrad.schema.json`, and as the config's first line
+`# yaml-language-server: $schema=safegrad.schema.json` (VS Code's YAML extension and others).
 
 Model architectures: `LlamaForCausalLM` (Llama, SmolLM2), `Qwen2ForCausalLM`, `Qwen3ForCausalLM`.
 """
@@ -68,7 +70,8 @@ def interval(schema: dict) -> str:
 
 
 def row(key: str, schema: dict, required: bool) -> str:
-    default = "required" if required else f"`{shown(schema['default'])}`" if "default" in schema else ""
+    default = f"`{shown(schema['default'])}`" if "default" in schema else ""
+    default = "required" if required else default
     return f"| `{key}` | {default} | {allowed(schema)} | {schema['description']} |"
 
 

@@ -104,8 +104,9 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
     {"checkpoint.keep_every",
      "checkpoints whose step is a multiple of it are kept for ever; 0 = none"},
     {"output",
-     "the run folder: `config.yaml`, `metrics.jsonl`, `model/`, `reference/`, `checkpoints/`. On "
-     "several machines it is on a file system that all of them see"},
+     "the run folder: `config.yaml`, `metrics.jsonl`, `model/`, `reference/`, `checkpoints/`, "
+     "`flight/` (reports of a job that stood still), `lock`. On several machines it is on a file "
+     "system that all of them see"},
 });
 
 }  // namespace
