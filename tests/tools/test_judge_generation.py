@@ -1,5 +1,6 @@
 """judge.py with transformers and peft on tiny random models: what is generated is what an argmax
-loop gives, in a batch or alone. Skipped where tools/requirements-hf.txt is not installed.
+loop gives, in a batch or alone. Skipped where tools/requirements-hf.txt is not installed; there
+tests/interop runs it in an environment of its own.
 """
 
 import json
