@@ -201,8 +201,8 @@ def phases(runs: list[Run]) -> Section:
     return Section(title, [picture])
 
 
-HEAT_MEANING = ("Cosine of the two gradients within each unit of the model; the rule acts on the whole"
-                " model's. Grey: not known, or one gradient is zero.")
+HEAT_MEANING = ("Cosine of the two gradients within each unit of the model; the rule acts on the"
+                " whole model's. Grey: not known, or one gradient is zero.")
 GRAM_HINT = "Set objective.gram_per_unit: true to have the inner products of every block recorded."
 
 

@@ -28,7 +28,8 @@ STYLE = {
     "axes.labelcolor": stand_in("muted"), "xtick.color": stand_in("muted"),
     "ytick.color": stand_in("muted"), "text.color": stand_in("ink"), "axes.grid": True,
     "grid.color": stand_in("rule"), "grid.linewidth": 0.6, "lines.linewidth": 1.4,
-    "figure.facecolor": "none", "axes.facecolor": "none", "axes.formatter.useoffset": False, "axes.axisbelow": True,
+    "figure.facecolor": "none", "axes.facecolor": "none", "axes.formatter.useoffset": False,
+    "axes.axisbelow": True,
 }
 
 

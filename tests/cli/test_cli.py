@@ -132,7 +132,8 @@ MISTAKES = {
         ["config.yaml:15: train.steps", "line 14"]),
     "missing key": (in_config("output: out\n", ""), [], ["config.yaml: output: missing"]),
     "mistyped value": (
-        in_config("1.0e-3", "fast"), [], ["config.yaml:12: optimizer.lr: got \"fast\"", "a number"]),
+        in_config("1.0e-3", "fast"), [],
+        ["config.yaml:12: optimizer.lr: got \"fast\"", "a number"]),
     "value out of range": (
         in_config("steps: 3", "steps: 0"), [], ["config.yaml:14: train.steps: got 0", "> 0"]),
     "word that is not allowed": (
@@ -141,7 +142,8 @@ MISTAKES = {
     "unknown key on the command line": (
         nothing, ["--set", "train.step=1"], ["--set train.step: no such key", "train.steps?"]),
     "device that is not there": (
-        nothing, ["--set", "parallel.device=cuda"], ["parallel.device: cuda", "sees no GPU", "auto or cpu"]),
+        nothing, ["--set", "parallel.device=cuda"],
+        ["parallel.device: cuda", "sees no GPU", "auto or cpu"]),
     # the model
     "no model folder": (nothing, ["--set", "model.path=nowhere"], ["model.path", "nowhere"]),
     "no weights": (

@@ -10,8 +10,10 @@ from tiny_job import PROGRAM, ROOT, job, sequences, write_tokens  # noqa: F401
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 # Models and data that are not in this repository are stood in for: a shape, a few samples.
-SHAPES = {"models/Meta-Llama-3-8B-Instruct": "llama3-8b", "models/Qwen2.5-7B-Instruct": "qwen2.5-7b"}
-RANKS = {"llama3-8b-full-8gpu": [8], "llama3-8b-hybrid-4nodes": [8, 32], "llama3-8b-lora": [1, 2, 10]}
+SHAPES = {"models/Meta-Llama-3-8B-Instruct": "llama3-8b",
+          "models/Qwen2.5-7B-Instruct": "qwen2.5-7b"}
+RANKS = {"llama3-8b-full-8gpu": [8], "llama3-8b-hybrid-4nodes": [8, 32],
+         "llama3-8b-lora": [1, 2, 10]}
 
 
 def cases():
@@ -24,12 +26,13 @@ def check(job, path, *arguments) -> subprocess.CompletedProcess:
     config = yaml.safe_load(path.read_text())
     shape = SHAPES.get(config["model"]["path"], "smollm2-135m")
     write_tokens(job, "task", sequences(12, seed=1))
-    changes = ["model.path=null", f"model.config={ROOT}/benchmarks/{shape}.json", "data.task=task.safetensors",
-               "probe=null"]
+    changes = ["model.path=null", f"model.config={ROOT}/benchmarks/{shape}.json",
+               "data.task=task.safetensors", "probe=null"]
     if "align" in config["data"]:
         changes.append("data.align=align.safetensors")
     overrides = [word for change in changes for word in ("--set", change)]
-    return subprocess.run([PROGRAM, "check", path, *overrides, *arguments], cwd=job, capture_output=True, text=True)
+    return subprocess.run([PROGRAM, "check", path, *overrides, *arguments], cwd=job,
+                          capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("path, ranks", list(cases()))

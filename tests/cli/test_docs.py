@@ -24,7 +24,8 @@ def schema() -> dict:
 
 def test_the_page_is_what_the_schema_says(schema):
     assert (ROOT / "docs/config.md").read_text() == config_page.page(schema), (
-        "make it again: build/safegrad schema | .venv/bin/python tools/config_page.py > docs/config.md")
+        "make it again: build/safegrad schema | .venv/bin/python tools/config_page.py"
+        " > docs/config.md")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
@@ -46,7 +47,8 @@ def test_the_schema_refuses_what_the_program_refuses(schema, tmp_path, section, 
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, schema)
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong))
-    ended = subprocess.run([PROGRAM, "check", "wrong.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    ended = subprocess.run([PROGRAM, "check", "wrong.yaml"], cwd=tmp_path, capture_output=True,
+                           text=True)
     assert ended.returncode == 1 and f"{section}.{key}" in ended.stderr
 
 

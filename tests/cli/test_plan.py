@@ -15,7 +15,9 @@ from tiny_job import PROGRAM
 SECONDS = 60
 FIGURES = """\
 devices:
-  small: {gpu: true, memory_gib: 0.001, bfloat16_tflops: 1, float32_tflops: 2, memory_gb_per_s: 3, inside: wire, between: wire}
+  small:
+    {gpu: true, memory_gib: 0.001, bfloat16_tflops: 1, float32_tflops: 2, memory_gb_per_s: 3,
+     inside: wire, between: wire}
 networks:
   wire: {gb_per_s: 1}
 """
@@ -144,7 +146,8 @@ def test_a_mistake_is_told_in_one_line(job, mistake):
     write_odd_model(job)
     (job / "wrong.yaml").write_text("devices:\n  h100: {memory_gib: much}\n")
     (job / "unknown.yaml").write_text("devices:\n  h100: {memory: 80}\n")
-    (job / "half.yaml").write_text("devices:\n  new: {memory_gib: 80, inside: nvlink4, between: ib-400}\n")
+    (job / "half.yaml").write_text(
+        "devices:\n  new: {memory_gib: 80, inside: nvlink4, between: ib-400}\n")
 
     ended = plan(job, *arguments)
 
@@ -166,8 +169,9 @@ def test_train_begins_with_the_memory_of_a_rank(job):
     ended = run(job, "train", "config.yaml")
 
     assert ended.code == 0, ended.err
-    assert re.search(r"^memory a rank: \d+\.\d [MG]iB planned \(weights \d+\.\d, gradients \d+\.\d, "
-                     r"optimizer \d+\.\d, activations \d+\.\d, buffers \d+\.\d\)$", ended.out, re.M)
+    assert re.search(r"^memory a rank: \d+\.\d [MG]iB planned \(weights \d+\.\d, "
+                     r"gradients \d+\.\d, optimizer \d+\.\d, activations \d+\.\d, "
+                     r"buffers \d+\.\d\)$", ended.out, re.M)
 
 
 def test_check_knows_the_limits_of_gpu_kernels_without_a_gpu(job):

@@ -16,7 +16,8 @@ SCRIPT = ROOT / "benchmarks" / "scaling"
 BUILD = Path(PROGRAM).parent
 SECONDS = 120
 
-pytestmark = pytest.mark.skipif(not (BUILD / "bench_step").exists(), reason="built without benchmarks")
+pytestmark = pytest.mark.skipif(not (BUILD / "bench_step").exists(),
+                                reason="built without benchmarks")
 
 
 def scaling(out: Path, *arguments: str):

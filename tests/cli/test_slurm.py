@@ -128,9 +128,11 @@ def expect_whole(job: Path, environment: dict, waiting: subprocess.Popen, number
 
 
 # What the templates' --signal does ahead of the time limit: to the job's steps, or to the script.
-@pytest.mark.parametrize("template, warn", [("slurm.sbatch", ["scancel", "--signal=USR1"]),
-                                            ("slurm-mpirun.sbatch", ["scancel", "--signal=USR1", "--batch"])])
-def test_a_warned_job_queues_itself_again_and_ends_as_if_it_had_not_been(job, slurm, whole, template, warn):
+@pytest.mark.parametrize("template, warn", [
+    ("slurm.sbatch", ["scancel", "--signal=USR1"]),
+    ("slurm-mpirun.sbatch", ["scancel", "--signal=USR1", "--batch"])])
+def test_a_warned_job_queues_itself_again_and_ends_as_if_it_had_not_been(
+        job, slurm, whole, template, warn):
     waiting, number = begin(job, slurm, template=template)
     subprocess.run([*warn, number], env=slurm, check=True)
 

@@ -14,7 +14,8 @@ from tiny_job import PROGRAM, job  # noqa: F401
 
 LOST_RANK = Path(PROGRAM).with_name("tests") / "lost_rank"
 MPIRUN = ["mpirun", "--quiet", "--allow-run-as-root", "--oversubscribe"]
-# Deadline, 15 s for the ranks' records, 5 s for the report, and what starting takes on a busy machine.
+# Deadline, 15 s for the ranks' records, 5 s for the report, and what starting takes on a busy
+# machine.
 ENOUGH = 120
 
 
@@ -73,8 +74,8 @@ def test_a_rank_that_leaves_is_named(tmp_path):
 def test_different_collectives_are_named(tmp_path):
     ended = lose("differs", 3, tmp_path / "flight")
     assert ended.returncode != 0
-    assert ("the ranks call different collectives: number 4 of world is barrier (step 4) of 0 bytes "
-            "on ranks 0, 2, broadcast (step 4) on rank 1") in ended.stderr
+    assert ("the ranks call different collectives: number 4 of world is barrier (step 4) of 0 "
+            "bytes on ranks 0, 2, broadcast (step 4) on rank 1") in ended.stderr
 
 
 def test_nobody_lost_nothing_written(tmp_path):

@@ -3,8 +3,9 @@
     .venv-gold/bin/python tests/gold/check_export.py runs/quickstart/safegrad/model \
         runs/quickstart/data/heldout.safetensors
 
-Loads a model folder, or a PEFT adapter folder with its base, in transformers and peft, scores a token
-file, and compares the loss per scored token with the one that `safegrad evaluate` finds on two ranks.
+Loads a model folder, or a PEFT adapter folder with its base, in transformers and peft, scores a
+token file, and compares the loss per scored token with the one that `safegrad evaluate` finds on
+two ranks.
 """
 
 import argparse
@@ -67,9 +68,11 @@ def main():
     arguments = parser.parse_args()
     theirs = loss_of(load(arguments.model), arguments.tokens)
     ours = loss_in_safegrad(arguments.model, arguments.tokens, arguments.program)
-    print(f"{arguments.model}: loss per scored token: transformers {theirs:.8f}, safegrad {ours:.8f}")
+    print(f"{arguments.model}: loss per scored token: transformers {theirs:.8f},"
+          f" safegrad {ours:.8f}")
     if abs(ours / theirs - 1) > TOLERANCE:
-        raise SystemExit(f"they differ by {ours / theirs - 1:.1e}, at most {TOLERANCE:.0e} is allowed")
+        raise SystemExit(f"they differ by {ours / theirs - 1:.1e},"
+                         f" at most {TOLERANCE:.0e} is allowed")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ KINDS = {  # what is trained and how it is written
     "adapter": ["optimizer.lr=1e-2", "model.lora.rank=4"],
     "merged": ["optimizer.lr=1e-2", "model.lora.rank=4", "model.lora.merge=true"],
 }
-# llama3: its scaling of rotary embeddings, untied; llama_tied: tied, bfloat16 weights; qwen2: biases
-# of q, k, v; qwen3: norms of q and k, an index of shards.
+# llama3: its scaling of rotary embeddings, untied; llama_tied: tied, bfloat16 weights; qwen2: the
+# biases of q, k, v; qwen3: norms of q and k, an index of shards.
 EXPORTS = [("llama3", "full"), ("llama3", "adapter"), ("llama_tied", "full"),
            ("llama_tied", "adapter"), ("llama_tied", "merged"), ("qwen2", "adapter"),
            ("qwen3", "merged"), ("smollm2", "full"), ("smollm2", "adapter")]

@@ -22,8 +22,8 @@ events.Reload()
 print(json.dumps({tag: [[e.step, e.value, e.wall_time] for e in events.Scalars(tag)]
                   for tag in events.Tags()["scalars"]}))
 """
-# Prints the history of an offline run, a list of {key: value}. wandb's own reader is not Python; the
-# file is a log in LevelDB's format (pieces of records within blocks of 32 KiB) of wandb's messages.
+# Prints the history of an offline run, a list of {key: value}. wandb's own reader is not Python;
+# the file is a log in LevelDB's format (pieces of records within blocks of 32 KiB) of its messages.
 READ_WANDB = """
 import json, struct, sys
 from pathlib import Path
