@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,30 @@ def test_measured_and_planned_stand_side_by_side(tmp_path):
     assert len((tmp_path / "scaling.md").read_text().splitlines()) == 2 + len(results)
 
 
-def test_sequences_that_do_not_divide_are_refused(tmp_path):
-    ended = scaling(tmp_path, "--ranks", "2", "--modes", "strong", "--task-sequences", "3")
+def test_sequences_that_do_not_divide_are_refused_before_any_run(tmp_path):
+    ended = scaling(tmp_path, "--ranks", "1,2", "--task-sequences", "3", "--launcher", "false")
 
     assert ended.returncode == 1
-    assert "3 sequences of a step do not divide among 2 ranks" in ended.stderr
+    assert ended.stderr == "error: strong scaling: 3 sequences of a step do not divide among 2 ranks\n"
+
+
+def test_results_before_a_run_that_fails_are_kept(tmp_path):
+    launcher = tmp_path / "launcher"
+    launcher.write_text('#!/bin/sh\n[ "$2" = 1 ] && exec mpirun --quiet --bind-to none "$@"\nexit 3\n')
+    launcher.chmod(0o755)
+    ended = scaling(tmp_path, "--ranks", "1,2", "--task-sequences", "2", "--align-sequences", "2",
+                    "--layouts", "sharded", "--launcher", str(launcher))
+
+    assert ended.returncode == 1 and "exit code 3" in ended.stderr
+    (row,) = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert row["ranks"] == 1
+
+
+@pytest.mark.parametrize("page", ["benchmarks/scaling", "docs/performance.md"])
+def test_documented_commands_divide(page, tmp_path):
+    commands = re.findall(r"benchmarks/scaling (--ranks [\d,]+(?: --(?!out)[a-z-]+ [\w,]+)*)",
+                          (ROOT / page).read_text())
+    assert commands
+    for command in commands:
+        ended = scaling(tmp_path, *command.split(), "--launcher", "false")
+        assert ended.returncode == 1 and "do not divide" not in ended.stderr
