@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <utility>
@@ -10,20 +9,17 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include "commands.h"
 #include "core/error.h"
 #include "core/gpu_limits.h"
+#include "core/machine_memory.h"
 #include "core/random_tokens.h"
 #include "cpu/cpu_backend.h"
 #include "dist/run_shape.h"
 
 namespace safegrad {
 namespace {
-
-// Beyond this a plan was wrong.
-constexpr double kTolerance = 0.05;
 
 at::ScalarType compute_type(const RunConfig& config) {
   return config.model.dtype == ComputeDtype::bfloat16 ? at::kBFloat16 : at::kFloat;
@@ -57,29 +53,30 @@ class TemporaryFolder {
   std::string path_;
 };
 
-// The rates of this machine's cores and memory, all threads together, where the table has none.
+double measure_copy_rate() {
+  const at::Tensor from = at::ones({int64_t{1} << 24}), to = at::zeros_like(from);
+  double best = 1e300;
+  for (int i = 0; i < 5; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    to.copy_(from);
+    best = std::min(
+        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return 2.0 * static_cast<double>(from.nbytes()) / best;
+}
+
+// Figures of this machine where the table has none, those of a rank: a machine's ranks share its
+// cores and memory. What the user gave stays.
 void measure_cpu(DeviceFigures& cpu, const RunConfig& config) {
-  if (cpu.float32_tflops == 0 || cpu.bfloat16_tflops == 0) {
-    const double tflops = cpu_backend().measure_gemm_rate(compute_type(config)) / 1e12;
-    cpu.float32_tflops = cpu.bfloat16_tflops = tflops;
-    cpu.gemm_share = 1;
-  }
-  if (cpu.memory_gb_per_s == 0) {
-    const at::Tensor from = at::ones({int64_t{1} << 24}), to = at::zeros_like(from);
-    double best = 1e300;
-    for (int i = 0; i < 5; ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      to.copy_(from);
-      best = std::min(
-          best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    }
-    cpu.memory_gb_per_s = 2.0 * static_cast<double>(from.nbytes()) / best / 1e9;
-  }
-  if (cpu.memory_gib == 0) {
-    const double pages = static_cast<double>(sysconf(_SC_PHYS_PAGES));
-    cpu.memory_gib = pages * static_cast<double>(sysconf(_SC_PAGE_SIZE)) / (1 << 30) /
-                     static_cast<double>(cpu.ranks_per_node);
-  }
+  const auto ranks = static_cast<double>(cpu.ranks_per_node);
+  double& rate =
+      config.model.dtype == ComputeDtype::bfloat16 ? cpu.bfloat16_tflops : cpu.float32_tflops;
+  // Measured is what products reach; a share that was given is for rates that were given.
+  if (rate == 0)
+    rate = cpu_backend().measure_gemm_rate(compute_type(config)) / 1e12 / ranks / cpu.gemm_share;
+  if (cpu.memory_gb_per_s == 0) cpu.memory_gb_per_s = measure_copy_rate() / 1e9 / ranks;
+  if (cpu.memory_gib == 0)
+    cpu.memory_gib = static_cast<double>(machine_memory("")) / (1 << 30) / ranks;
 }
 
 std::string device_name(const RunConfig& config, const PlanOptions& options) {
@@ -196,8 +193,8 @@ class Planned {
       input_.streams = of_data.streams;
       input_.task_sequences = of_data.task_sequences;
       input_.likelihood_probes = of_data.likelihood_probes;
-      title_.lengths =
-          fmt::format("lengths of the data files in the first {} steps", dist::kStepsSeen);
+      input_.probes = of_data.probes;
+      title_.lengths = "lengths of the data files";
     } else {
       if (options_.scored == 0) options_.scored = options_.tokens - 1;
       SAFEGRAD_CHECK(options_.scored < options_.tokens, InputError,
@@ -233,22 +230,6 @@ class Planned {
   std::vector<std::string> warnings_;
 };
 
-// What train would do with the numbers is known to be wrong then.
-void check_run(const dist::RankPlan& plan, const RankRun& run) {
-  const double ratio =
-      static_cast<double>(plan.memory.peak()) / static_cast<double>(run.tensor_bytes);
-  SAFEGRAD_CHECK(std::abs(ratio - 1) <= kTolerance, RunError,
-                 "{} ranks: planned {} bytes a rank, the run held {}: more than {:.0f} % apart",
-                 plan.ranks, plan.memory.peak(), run.tensor_bytes, 100 * kTolerance);
-  for (const auto& [name, planned] : plan.traffic) {
-    const auto found = run.traffic.find(name);
-    const dist::Traffic sent = found == run.traffic.end() ? dist::Traffic{} : found->second;
-    SAFEGRAD_CHECK(planned.calls == sent.calls && planned.bytes == sent.bytes, RunError,
-                   "{} ranks: {}: planned {} calls and {} bytes, the run made {} and {}",
-                   plan.ranks, name, planned.calls, planned.bytes, sent.calls, sent.bytes);
-  }
-}
-
 void print_plans(const CommandLine& line) {
   Planned planned(line);
   std::vector<dist::RankPlan> plans;
@@ -280,6 +261,10 @@ dist::PlanInput plan_input(const RunConfig& config, const dist::RunData& data, b
   input.streams = dist::make_streams(config, objectives);
   input.task_sequences = data.task->size();
   input.likelihood_probes = any_likelihood(data);
+  for (const auto& file : data.probes) {
+    if (file->has_choices()) continue;
+    input.probes.push_back(dist::make_streams(config, {{file.get(), false, {}}}).front());
+  }
   input.device.ranks_per_node = near;
   input.kernels = kernel_memory(config, gpu);
   return input;

@@ -62,7 +62,15 @@ constexpr Row kRows[] = {{"parameters", "weights", &dist::Memory::weights},
                          {"buffers", "buffers", &dist::Memory::buffers},
                          {"activations", "activations", &dist::Memory::activations},
                          {"logits", "logits", &dist::Memory::logits},
-                         {"reference cache", "reference", &dist::Memory::reference}};
+                         {"reference cache", "reference", &dist::Memory::reference},
+                         {"checkpoint's copy", "checkpoint", &dist::Memory::checkpoint}};
+
+const char* fits_in_words(const dist::RankPlan& p) {
+  if (p.fits()) return "it fits";
+  if (p.memory.peak() > p.device_bytes) return "DOES NOT FIT";
+  return p.reference_pass.peak() > p.device_bytes ? "the reference's pass DOES NOT FIT"
+                                                  : "a probe DOES NOT FIT";
+}
 
 std::string memory_rows(const dist::RankPlan& p) {
   const ByteUnit unit = unit_for(p.memory.peak());
@@ -74,11 +82,18 @@ std::string memory_rows(const dist::RankPlan& p) {
   text +=
       fmt::format("  {:<18}{:>23.3f}   {}\n", "peak", unit.of(p.memory.peak()), p.memory.moment);
   text += fmt::format("  {:<18}{:>23.3f}   {}\n", "there is", unit.of(p.device_bytes),
-                      p.memory.peak() <= p.device_bytes ? "it fits" : "DOES NOT FIT");
+                      fits_in_words(p));
   if (p.reference_file_bytes > 0) {
     text +=
         fmt::format("  reference's pass before the first step: {}; its files: {}\n",
                     size_in_words(p.reference_pass.peak()), size_in_words(p.reference_file_bytes));
+  }
+  if (p.probe_pass.peak() > 0)
+    text += fmt::format("  likelihood probes: {}\n", size_in_words(p.probe_pass.peak()));
+  if (p.host_checkpoint_bytes > 0) {
+    text +=
+        fmt::format("  host memory of a checkpoint's copy, each rank of the first replica: {}\n",
+                    size_in_words(p.host_checkpoint_bytes));
   }
   return text;
 }
@@ -141,18 +156,19 @@ std::string memory_in_words(const dist::MemoryEstimate& memory) {
   const dist::Memory& m = memory.at_peak;
   auto in_unit = [&](int64_t bytes) { return fmt::format("{:.1f}", unit.of(bytes)); };
   return fmt::format(
-      "{} {} planned (weights {}, gradients {}, optimizer {}, activations {}, buffers {})",
+      "{} {} planned (weights {}, gradients {}, optimizer {}, activations {}, buffers {}{})",
       in_unit(memory.peak()), unit.name, in_unit(m.weights), in_unit(m.gradients),
-      in_unit(m.optimizer), in_unit(m.activations + m.logits + m.reference), in_unit(m.buffers));
+      in_unit(m.optimizer), in_unit(m.activations + m.logits + m.reference), in_unit(m.buffers),
+      m.checkpoint == 0 ? "" : ", checkpoint " + in_unit(m.checkpoint));
 }
 
 std::string plan_in_full(const PlanTitle& title, const dist::RankPlan& p) {
   return title_line(title, p) +
          fmt::format(
-             "{} ranks, {}, {}; step {}: rank {} holds most: micro-batches: {}, the largest "
-             "of {} tokens ({} scored)\n",
-             grouped(p.ranks), layout_in_words(p), name_of(p.transport), p.step + 1, p.rank,
-             p.micro_batches, grouped(p.tokens), grouped(p.scored)) +
+             "{} ranks, {}, {}; step {} of {} looked at: rank {} holds most: micro-batches: {}, "
+             "the largest of {} tokens ({} scored)\n",
+             grouped(p.ranks), layout_in_words(p), name_of(p.transport), p.step + 1, p.steps_seen,
+             p.rank, p.micro_batches, grouped(p.tokens), grouped(p.scored)) +
          idle_in_words(p) + memory_rows(p) +
          fmt::format("largest micro-batch that fits: {} tokens (batch.max_tokens_per_rank is {})\n",
                      largest_in_words(p), grouped(title.max_tokens)) +
@@ -181,7 +197,7 @@ std::string plan_table(const PlanTitle& title, const std::vector<dist::RankPlan>
         unit.of(m.optimizer + m.gradients), unit.of(m.buffers),
         unit.of(m.activations + m.logits + m.reference), largest_in_words(p), size_in_words(sent),
         seconds_in_words(p.time.total_s), p.tokens_per_s(),
-        p.memory.peak() <= p.device_bytes ? p.time.bottleneck : "DOES NOT FIT");
+        p.fits() ? p.time.bottleneck : fits_in_words(p));
   }
   return text;
 }
@@ -199,6 +215,7 @@ std::string plan_json(const PlanTitle& title, const dist::RankPlan& p, const Ran
   json["transport"] = name_of(p.transport);
   json["parameters"] = p.parameters;
   json["trained"] = p.trained;
+  json["steps_seen"] = p.steps_seen;
   json["step"] = p.step + 1;
   json["rank"] = p.rank;
   json["micro_batches"] = p.micro_batches;
@@ -213,8 +230,10 @@ std::string plan_json(const PlanTitle& title, const dist::RankPlan& p, const Ran
   json["largest"] = to_json(p.memory.largest);
   json["reference_pass_bytes"] = p.reference_pass.peak();
   json["reference_file_bytes"] = p.reference_file_bytes;
+  json["probe_pass_bytes"] = p.probe_pass.peak();
+  json["host_checkpoint_bytes"] = p.host_checkpoint_bytes;
   json["device_bytes"] = p.device_bytes;
-  json["fits"] = p.memory.peak() <= p.device_bytes;
+  json["fits"] = p.fits();
   json["largest_micro_batch"] = p.largest_micro_batch;
   json["traffic"] = to_json(p.traffic);
   json["flops"] = p.flops;
@@ -234,11 +253,11 @@ std::string plan_json(const PlanTitle& title, const dist::RankPlan& p, const Ran
 }
 
 std::string run_in_words(const dist::RankPlan& p, const RankRun& run) {
-  const double ratio = static_cast<double>(run.tensor_bytes) / static_cast<double>(p.memory.peak());
+  const double ratio =
+      static_cast<double>(run.tensor_bytes) / static_cast<double>(planned_tensor_bytes(p));
   return fmt::format(
-      "run of rank {} of {}: tensors held {}, {:+.2f} % off the plan; the process has held {} at "
-      "most; {} a "
-      "step without its peers\n",
+      "run of rank {} of {}, by messages whatever a machine has: tensors held {}, {:+.2f} % off the "
+      "plan; the process has held {} at most; {} a step without its peers\n",
       p.rank, grouped(p.ranks), size_in_words(run.tensor_bytes), 100 * (ratio - 1),
       size_in_words(run.resident_bytes), seconds_in_words(run.seconds));
 }

@@ -1,16 +1,21 @@
 #include "plan_run.h"
 
 #include <chrono>
+#include <cmath>
 #include <utility>
 
 #include <ATen/ATen.h>
 #include <sys/resource.h>
 
+#include "core/error.h"
 #include "cpu/allocation_count.h"
 #include "dist/fake_communicator.h"
 
 namespace safegrad {
 namespace {
+
+// Beyond this a plan was wrong.
+constexpr double kTolerance = 0.05;
 
 int64_t peak_resident_bytes() {
   rusage usage{};
@@ -38,8 +43,8 @@ std::map<std::string, dist::Traffic> traffic_of(dist::Mesh& mesh) {
 RankRun run_rank(const RunConfig& config, models::OpenedModel& model, dist::RunData data,
                  const dist::RankPlan& plan) {
   RunConfig run = config;
-  run.probe
-      .clear();  // they wait for hidden states of other ranks; data.probes still says of which kind
+  // Probes wait for hidden states of other ranks; data.probes still says of which kind they are.
+  run.probe.clear();
   const at::ScalarType dtype =
       config.model.dtype == ComputeDtype::bfloat16 ? at::kBFloat16 : at::kFloat;
   data.stand_in = [dtype, width = model.decoder->width()](int64_t rows) {
@@ -66,6 +71,31 @@ RankRun run_rank(const RunConfig& config, models::OpenedModel& model, dist::RunD
       result.traffic[name] = {after.calls - old.calls, after.bytes - old.bytes};
   }
   return result;
+}
+
+int64_t planned_tensor_bytes(const dist::RankPlan& plan) {
+  return plan.memory.peak() - plan.memory.at_peak.checkpoint;
+}
+
+void check_run(const dist::RankPlan& plan, const RankRun& run) {
+  const int64_t bytes = planned_tensor_bytes(plan);
+  const double ratio = static_cast<double>(bytes) / static_cast<double>(run.tensor_bytes);
+  SAFEGRAD_CHECK(std::abs(ratio - 1) <= kTolerance, RunError,
+                 "{} ranks: planned {} bytes a rank, the run held {}: more than {:.0f} % apart",
+                 plan.ranks, bytes, run.tensor_bytes, 100 * kTolerance);
+  auto all = plan.traffic;
+  all.insert(run.traffic.begin(), run.traffic.end());
+  auto traffic_in = [](const auto& map, const std::string& name) {
+    const auto found = map.find(name);
+    return found == map.end() ? dist::Traffic{} : found->second;
+  };
+  for (const auto& [name, either] : all) {
+    const dist::Traffic planned = traffic_in(plan.traffic, name);
+    const dist::Traffic sent = traffic_in(run.traffic, name);
+    SAFEGRAD_CHECK(planned.calls == sent.calls && planned.bytes == sent.bytes, RunError,
+                   "{} ranks: {}: planned {} calls and {} bytes, the run made {} and {}",
+                   plan.ranks, name, planned.calls, planned.bytes, sent.calls, sent.bytes);
+  }
 }
 
 }  // namespace safegrad

@@ -27,4 +27,12 @@ struct RankRun {
 RankRun run_rank(const RunConfig& config, models::OpenedModel& model, dist::RunData data,
                  const dist::RankPlan& plan);
 
+/// What run_rank's tensors should hold: the plan of a step without a checkpoint's copy, which a run
+/// of two steps does not make.
+int64_t planned_tensor_bytes(const dist::RankPlan& plan);
+
+/// Throws RunError where memory is more than 5 % off, or calls or bytes of any collective differ,
+/// be it in the plan or in the run alone.
+void check_run(const dist::RankPlan& plan, const RankRun& run);
+
 }  // namespace safegrad

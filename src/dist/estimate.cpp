@@ -9,9 +9,9 @@ namespace {
 
 constexpr int64_t kFloat = 4, kIndex = 8;
 
-constexpr int64_t Memory::*kParts[] = {&Memory::weights,  &Memory::optimizer,   &Memory::gradients,
-                                       &Memory::buffers,  &Memory::activations, &Memory::logits,
-                                       &Memory::reference};
+constexpr int64_t Memory::*kParts[] = {&Memory::weights,   &Memory::optimizer,   &Memory::gradients,
+                                       &Memory::buffers,   &Memory::activations, &Memory::logits,
+                                       &Memory::reference, &Memory::checkpoint};
 
 int64_t rows_of(const PackedBatch& batch, size_t k) {
   return batch.scored_segments[k + 1] - batch.scored_segments[k];
@@ -154,6 +154,28 @@ MemoryEstimate Estimator::reference_pass(const PackedBatch& batch) const {
                     batch.size() * model_.width() * kernels_.element +
                     model_.block_memory(batch, kernels_).forward;
   return {now, now, "reference's forward pass"};
+}
+
+// Probe::run_likelihood: the forward pass, then the head over the hidden states of its rows.
+MemoryEstimate Estimator::probe_pass(const PackedBatch& batch) const {
+  const int64_t rows = batch.scored_segments.back();
+  const int64_t hidden = rows * model_.width() * kernels_.element;
+  MemoryEstimate forward = reference_pass(batch);
+  Memory now = forward.at_peak;
+  now.buffers = walks_.back().buffers();
+  now.reference = hidden;
+  forward = {now, now, "a probe's forward pass"};
+  now.activations = batch_bytes(batch, false) + model_.table_bytes(batch) + hidden;
+  now.logits =
+      kernels_.logits(std::min(kernels_.head_chunk(), rows), model_.vocab_size(), /*kl=*/true);
+  forward.join({now, now, "a probe's head"});
+  return forward;
+}
+
+int64_t Estimator::checkpoint_bytes() const {
+  int64_t elements = 0;
+  for (const UnitSize& unit : units_) elements += unit.trainable.shard;
+  return 3 * kFloat * elements;
 }
 
 double Estimator::flops(const PackedBatch& batch) const {

@@ -23,6 +23,7 @@ struct Memory {
   int64_t activations = 0;  ///< kept for the backward, and what a block works with
   int64_t logits = 0;       ///< of a chunk of scored positions
   int64_t reference = 0;    ///< the start model's hidden states of the micro-batch
+  int64_t checkpoint = 0;   ///< a CPU rank's copy of its state while it is written, and after
   int64_t total() const;
 };
 
@@ -48,6 +49,11 @@ class Estimator {
   MemoryEstimate memory(const std::vector<std::vector<PackedBatch>>& micro_batches) const;
   /// Peak of the forward pass that computes the reference's hidden states.
   MemoryEstimate reference_pass(const PackedBatch& batch) const;
+  /// Peak of a likelihood probe's pass, with buffers as steps have left them.
+  MemoryEstimate probe_pass(const PackedBatch& batch) const;
+  /// Host memory that CheckpointWriter keeps on a rank of the first replica from the first
+  /// checkpoint on: master, m and v of its shard.
+  int64_t checkpoint_bytes() const;
   /// What this rank sends in a step, by collective; `scalars`: step_scalars().
   std::map<std::string, Traffic> traffic(int64_t micro_batches, int64_t scalars) const;
   /// Necessary matrix products, the reference head's included, as PassSums counts them.

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "dist/run_shape.h"
 
 namespace safegrad::dist {
 namespace {
+
+constexpr int64_t kRanksSeen = 65536, kFewestSteps = 16;
 
 // No micro-batch is looked for beyond so many tokens.
 constexpr int64_t kMostTokens = int64_t{1} << 22;
@@ -20,8 +23,9 @@ std::vector<PackedBatch> batches_of(const std::vector<Draw>& draws, const PlanIn
 }
 
 // T tokens in sequences of the data's mean length, objectives in proportion to their tokens of a
-// step; the last sequence of each is cut.
-PackedBatch filled_batch(const PlanInput& input, int64_t tokens) {
+// step; the last sequence of each is cut. Of these tokens the `active` objectives' alone.
+PackedBatch filled_batch(const PlanInput& input, int64_t tokens,
+                         const std::vector<size_t>& active) {
   std::vector<double> per_step, mean, scored_share;
   double all = 0;
   for (const Stream& s : input.streams) {
@@ -36,12 +40,15 @@ PackedBatch filled_batch(const PlanInput& input, int64_t tokens) {
   PackedBatch batch;
   batch.cu_seqlens = batch.segments = batch.scored_segments = {0};
   double before = 0, scored = 0;
+  int64_t shared_out = 0;
   for (size_t k = 0; k < input.streams.size(); ++k) {
-    const int64_t begin = batch.segments.back();
     before += per_step[k];
-    const int64_t end = k + 1 == input.streams.size()
-                            ? tokens
-                            : std::llround(static_cast<double>(tokens) * before / all);
+    const int64_t until = k + 1 == input.streams.size()
+                              ? tokens
+                              : std::llround(static_cast<double>(tokens) * before / all);
+    const int64_t share = until - std::exchange(shared_out, until);
+    const bool runs = std::find(active.begin(), active.end(), k) != active.end();
+    const int64_t begin = batch.segments.back(), end = begin + (runs ? share : 0);
     const int64_t length = std::max<int64_t>(1, std::llround(mean[k]));
     for (int64_t at = begin; at < end;) {
       const int64_t next = std::min(end, at + length);
@@ -57,14 +64,14 @@ PackedBatch filled_batch(const PlanInput& input, int64_t tokens) {
 }
 
 // What norms, rotations, activations and row losses read and write for a batch, about as often as
-// docs/plan.md counts.
-double swept_by_batch(const CausalLM& model, const PackedBatch& batch, const KernelMemory& kernels,
-                      size_t objectives) {
+// docs/plan.md counts. Each scored row has logits once, for its own objective; a CPU's are float32.
+double swept_by_batch(const CausalLM& model, const PackedBatch& batch,
+                      const KernelMemory& kernels) {
   const BlockMemory block = model.block_memory(batch, kernels);
   const auto kept = static_cast<double>(block.kept) * static_cast<double>(model.blocks());
   const auto scored = static_cast<double>(batch.scored_segments.back());
-  const double logits = scored * static_cast<double>(model.vocab_size()) * 4.0;
-  return 6.0 * kept + 4.0 * logits * static_cast<double>(objectives);
+  const double element = kernels.gpu ? static_cast<double>(kernels.element) : 4.0;
+  return 6.0 * kept + 4.0 * scored * static_cast<double>(model.vocab_size()) * element;
 }
 
 class Planning {
@@ -88,17 +95,22 @@ class Planning {
     }
     plan_.device_bytes = static_cast<int64_t>(
         std::max(0.0, input.device.memory_gib - input.device.reserve_gib) * (1 << 30));
+    if (input.config.checkpoint.every_steps > 0)
+      (input.kernels.gpu ? plan_.host_checkpoint_bytes : copy_) = estimator_.checkpoint_bytes();
   }
 
   RankPlan run() {
     const Planner planner = look_at_steps();
     describe(planner.plan(plan_.step));
-    look_at_reference();
+    look_at_passes();
     find_largest();
     return plan_;
   }
   MemoryEstimate memory() {
     look_at_steps();
+    look_at_passes();
+    plan_.memory.join(plan_.reference_pass);
+    plan_.memory.join(plan_.probe_pass);
     return plan_.memory;
   }
 
@@ -107,11 +119,11 @@ class Planning {
     Planner planner =
         make_planner(input_.config, input_.streams, input_.task_sequences, model_, layout_.ranks);
     // Steps of made-up lengths are all alike.
-    const int64_t steps =
+    plan_.steps_seen =
         input_.task_sequences == 0
             ? 1
-            : std::min(kStepsSeen, count_steps(input_.config, input_.task_sequences));
-    for (int64_t step = 0; step < steps; ++step) look_at(step, planner.plan(step));
+            : steps_seen(count_steps(input_.config, input_.task_sequences), layout_.ranks);
+    for (int64_t step = 0; step < plan_.steps_seen; ++step) look_at(step, planner.plan(step));
     return planner;
   }
 
@@ -124,13 +136,19 @@ class Planning {
         for (const PackedBatch& batch : micro_batches.back()) tokens += batch.size();
       }
       if (tokens == 0 && r > 0) continue;  // as little as any other rank without sequences
-      const MemoryEstimate memory = estimator_.memory(micro_batches);
+      MemoryEstimate memory = estimator_.memory(micro_batches);
+      if (r < layout_.shards) add_copy(memory);
       if (memory.peak() > plan_.memory.peak()) {
         plan_.step = step;
         plan_.rank = r;
         plan_.memory = memory;
       }
     }
+  }
+
+  // Ranks of the first replica write the checkpoints.
+  void add_copy(MemoryEstimate& memory) const {
+    memory.at_peak.checkpoint = memory.largest.checkpoint = copy_;
   }
 
   void describe(const StepPlan& plan) {
@@ -147,7 +165,7 @@ class Planning {
         for (const PackedBatch& batch : batches_of(draws, input_, passes_)) {
           plan_.flops += estimator_.flops(batch);
           flops += estimator_.executed_flops(batch);
-          swept += swept_by_batch(model_, batch, input_.kernels, options_.losses.size());
+          swept += swept_by_batch(model_, batch, input_.kernels);
           plan_.task_tokens += batch.segments[1];
           plan_.align_tokens += batch.size() - batch.segments[1];
           if (r == plan_.rank && batch.size() > plan_.tokens) {
@@ -189,10 +207,15 @@ class Planning {
                                             static_cast<double>(options_.losses.size())};
   }
 
-  // The alignment set (probes hold as much or less a micro-batch) in one go over all ranks.
-  void look_at_reference() {
-    if (options_.losses.size() < 2 || options_.losses[1] != Loss::kl) return;
-    Stream stream = input_.streams[1];
+  // The reference's pass goes once over the alignment set of a KL and over each likelihood probe's
+  // file, which is read again whenever the probe is due.
+  void look_at_passes() {
+    if (options_.losses.size() > 1 && options_.losses[1] == Loss::kl)
+      look_at_file(input_.streams[1], /*probe=*/false);
+    for (const Stream& probe : input_.probes) look_at_file(probe, /*probe=*/true);
+  }
+
+  void look_at_file(Stream stream, bool probe) {
     for (int64_t rows : stream.scored) plan_.reference_file_bytes += rows * model_.width() * 4;
     stream.per_step = static_cast<int64_t>(stream.lengths.size());
     const StepPlan plan =
@@ -200,15 +223,21 @@ class Planning {
             .plan(0);
     for (const auto& micro_batch : plan.assignment) {
       for (const auto& draws : micro_batch) {
-        if (!draws.empty())
-          plan_.reference_pass.join(estimator_.reference_pass(outline(draws, {stream}, {0})));
+        if (draws.empty()) continue;
+        const PackedBatch batch = outline(draws, {stream}, {0});
+        plan_.reference_pass.join(estimator_.reference_pass(batch));
+        if (!probe) continue;
+        MemoryEstimate pass = estimator_.probe_pass(batch);
+        add_copy(pass);
+        plan_.probe_pass.join(pass);
       }
     }
   }
 
   bool fits(int64_t tokens) const {
-    const std::vector<PackedBatch> one(passes_.size(), filled_batch(input_, tokens));
-    return estimator_.memory({one, one}).peak() <= plan_.device_bytes;
+    std::vector<PackedBatch> one;
+    for (const auto& active : passes_) one.push_back(filled_batch(input_, tokens, active));
+    return estimator_.memory({one, one}).peak() + copy_ <= plan_.device_bytes;
   }
 
   void find_largest() {
@@ -231,6 +260,7 @@ class Planning {
   EngineOptions options_;
   std::vector<std::vector<size_t>> passes_;
   Estimator estimator_;
+  int64_t copy_ = 0;  // bytes of the checkpoint's, beside a CPU rank's tensors
   RankPlan plan_;
 };
 
@@ -245,6 +275,10 @@ Layout layout_of(const PlanInput& input, int64_t ranks) {
   if (!input.kernels.gpu && near && !input.separate_machines)
     layout.transport = Transport::shared_memory;
   return layout;
+}
+
+int64_t steps_seen(int64_t total, int64_t ranks) {
+  return std::min(total, std::max(kFewestSteps, kRanksSeen / ranks));
 }
 
 RankPlan plan_rank(CausalLM& model, const PlanInput& input, int64_t ranks) {

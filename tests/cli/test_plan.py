@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 from test_cli import run, snapshot
-from tiny_job import PROGRAM
+from tiny_job import PROGRAM, ROOT
 
 SECONDS = 60
 FIGURES = """\
@@ -104,6 +105,39 @@ def test_figures_of_a_file_replace_those_of_the_table(job):
     assert line["device_bytes"] == int(0.001 * 2**30)
     assert line["fits"] is (line["peak_bytes"] <= line["device_bytes"])
     assert line["between"] == "wire"
+
+
+def test_a_given_figure_stays_where_another_is_measured(job):
+    """Rates of a rank: of bfloat16, which this job does not use, there is none."""
+    (job / "figures.yaml").write_text(
+        "devices:\n  cpu: {float32_tflops: 3, gemm_share: 0.5, memory_gb_per_s: 7}\n")
+
+    (line,) = lines_of(plan(job, "--ranks", "2", "--ranks-per-node", "2", "--figures", "figures.yaml",
+                            "--json"))
+
+    assert (line["gemm_tflops"], line["memory_gb_per_s"]) == (1.5, 7)
+
+
+def test_a_checkpoints_copy_is_planned_and_a_run_has_none(job):
+    (plain,) = lines_of(plan(job, "--ranks", "2", "--json"))
+    (line,) = lines_of(plan(job, "--ranks", "2", "--set", "checkpoint.every_steps=1", "--run", "--json"))
+
+    copy = line["at_peak"]["checkpoint"]
+    assert copy > 0 and line["peak_bytes"] == plain["peak_bytes"] + copy
+    assert line["run"]["tensor_bytes"] == pytest.approx(line["peak_bytes"] - copy, rel=0.05)
+
+
+def test_commands_of_the_page_run_without_files_that_are_not_there():
+    page = (ROOT / "docs/plan.md").read_text()
+    block = next(part for part in page.split("\n\n") if "plan configs/" in part)
+    command = shlex.split(block.replace("\\\n", " "))
+    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+    ended = subprocess.run([PROGRAM, *command[1:]], cwd=ROOT, env=environment, capture_output=True,
+                           stdin=subprocess.DEVNULL, text=True, timeout=SECONDS)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "it fits" in ended.stdout
 
 
 MISTAKES = {

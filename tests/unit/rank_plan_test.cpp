@@ -3,14 +3,18 @@
 #include "dist/rank_plan.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <functional>
 #include <map>
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "core/error.h"
+#include "core/machine_memory.h"
 #include "core/random_tokens.h"
 #include "cpu/cpu_backend.h"
+#include "dist/run_shape.h"
 #include "models/open_model.h"
 #include "plan.h"
 #include "unit/temp_folder.h"
@@ -259,7 +263,163 @@ TEST_F(Plan, LogitsAreThoseOfOneChunk) {
   EXPECT_EQ(plan(1).memory.largest.logits, 2 * 256 * 1003 * 4);
 }
 
-TEST_F(Plan, TheLargestMicroBatchFitsAndALargerOneDoesNot) {
+// 12 bytes for each of the trained elements of the shard above, beside the tensors of a CPU rank,
+// in another memory than a card's.
+TEST_F(Plan, ACheckpointsCopyIsHeldBesideTheStep) {
+  write_data(60);
+  const RankPlan without = plan(8);
+  config_.checkpoint.every_steps = 2;
+  auto model = open();
+  dist::PlanInput in = input(model);
+  const RankPlan with = dist::plan_rank(*model.decoder, in, 8);
+  const int64_t copy = 12 * (8032 + 3 * 5776 + 16);
+
+  EXPECT_EQ(without.memory.largest.checkpoint, 0);
+  EXPECT_EQ(with.memory.largest.checkpoint, copy);
+  EXPECT_EQ(with.memory.peak(), without.memory.peak() + copy);
+  EXPECT_NE(memory_in_words(with.memory).find(", checkpoint "), std::string::npos);
+  check_run(with, run_rank(config_, model, data_, with));
+
+  in.device.reserve_gib = 0;
+  in.device.memory_gib = 1.0 / 64;
+  const int64_t beside_copy = dist::plan_rank(*model.decoder, in, 8).largest_micro_batch;
+  in.config.checkpoint.every_steps = 0;
+  EXPECT_LT(beside_copy, dist::plan_rank(*model.decoder, in, 8).largest_micro_batch);
+
+  in.config.checkpoint.every_steps = 2;
+  in.kernels.gpu = true;
+  const RankPlan card = dist::plan_rank(*model.decoder, in, 8);
+  EXPECT_EQ(card.memory.largest.checkpoint, 0);
+  EXPECT_EQ(card.host_checkpoint_bytes, copy);
+}
+
+TEST_F(Plan, RanksOutsideTheFirstReplicaHoldNoCopy) {
+  write_data(60);
+  config_.checkpoint.every_steps = 2;
+  config_.parallel.shards = 1;
+  EXPECT_EQ(plan(4).rank, 0) << "the one that writes";
+}
+
+// Steps of two short sequences; the reference's pass and the probe's fill a micro-batch.
+TEST_F(Plan, WhatFitsIsAskedOfTheReferencesPassAndProbesToo) {
+  write_random_tokens(config_.data.task, {8, 10, 5, 1000, 1});
+  write_random_tokens(config_.data.align, {200, 90, 5, 1000, 2});
+  config_.batch.task_sequences = config_.batch.align_sequences = 1;
+  const auto model = open();
+  for (bool probe : {false, true}) {
+    if (probe) {
+      config_.objective.rule = Rule::sft;
+      config_.batch.align_sequences = 0;
+      config_.probe = {{"probe", config_.data.align, 0}};
+    }
+    dist::PlanInput in = input(model);
+    in.device.reserve_gib = 0;
+    in.device.memory_gib = 1;
+    const RankPlan p = dist::plan_rank(*model.decoder, in, 1);
+    ASSERT_GT(p.reference_pass.peak(), p.memory.peak()) << "else nothing is shown";
+    EXPECT_TRUE(p.fits());
+    EXPECT_EQ(p.probe_pass.peak() > 0, probe);
+    EXPECT_EQ(dist::plan_memory(*model.decoder, in, 1).peak(), p.peak());
+
+    const int64_t between = (p.memory.peak() + p.reference_pass.peak()) / 2;
+    in.device.memory_gib = static_cast<double>(between) / (1 << 30);
+    const RankPlan small = dist::plan_rank(*model.decoder, in, 1);
+    EXPECT_FALSE(small.fits());
+    EXPECT_NE(plan_in_full({}, small).find("the reference's pass DOES NOT FIT"), std::string::npos);
+    EXPECT_NE(plan_table({}, {small}).find("DOES NOT FIT"), std::string::npos);
+    EXPECT_NE(plan_json({}, small, nullptr).find(R"("fits":false)"), std::string::npos);
+  }
+}
+
+// The run is one of the plan, and then of one that lacks or has a collective too many.
+TEST_F(Plan, ACollectiveThatIsInThePlanOrTheRunAloneIsAnError) {
+  write_data(60);
+  auto model = open();
+  const RankPlan p = dist::plan_rank(*model.decoder, input(model), 4);
+  const RankRun run = run_rank(config_, model, data_, p);
+  ASSERT_NO_THROW(check_run(p, run));
+
+  RankRun more = run, fewer = run;
+  more.traffic["all_reduce"] = {1, 8};
+  fewer.traffic.erase("reduce_scatter");
+  EXPECT_THROW(check_run(p, more), RunError);
+  EXPECT_THROW(check_run(p, fewer), RunError);
+}
+
+// One long sequence, drawn late.
+TEST_F(Plan, ALateStepCountsAsWell) {
+  write_random_tokens(config_.data.task, {40, 60, 30, 1000, 1});
+  write_random_tokens(config_.data.align, {20, 60, 30, 1000, 2});
+  config_.batch.task_sequences = config_.batch.align_sequences = 1;
+  config_.train.steps = 40;
+  const auto model = open();
+  dist::PlanInput in = input(model);
+  const int64_t late = 30;
+  const int64_t sample =
+      dist::make_planner(config_, in.streams, in.task_sequences, *model.decoder, 1)
+          .draws(late)[0]
+          .sample;
+  in.streams[0].lengths[static_cast<size_t>(sample)] = 400;
+  const RankPlan p = dist::plan_rank(*model.decoder, in, 1);
+
+  EXPECT_EQ(p.step, late);
+  EXPECT_EQ(p.steps_seen, 40);
+  EXPECT_EQ(p.tokens, 460);
+  EXPECT_EQ(dist::steps_seen(100'000, 1024), 64);
+  EXPECT_EQ(dist::steps_seen(100'000, 1'000'000), 16);
+}
+
+// The same rows in one objective and in two: what is read and written differs by the gradients.
+TEST_F(Plan, EveryRowsLogitsAreSweptOnce) {
+  write_random_tokens(config_.data.task, {13, 90, 45, 1000, 1});
+  write_random_tokens(config_.data.align, {13, 90, 45, 1000, 2});
+  config_.objective.align_loss = AlignLoss::sft;
+  auto swept_beside_gradients = [&] {
+    const auto model = open();
+    const dist::PlanInput in = input(model);
+    const RankPlan p = dist::plan_rank(*model.decoder, in, 1);
+    return p.time.memory_s * in.device.memory_gb_per_s * 1e9 -
+           2.0 * static_cast<double>(p.memory.largest.gradients);
+  };
+  const double two = swept_beside_gradients();
+  config_.objective.rule = Rule::sft;
+  config_.batch.task_sequences = 13;
+  config_.batch.align_sequences = 0;
+
+  EXPECT_NEAR(two / swept_beside_gradients(), 1.0, 1e-9) << "sums of integers, in doubles";
+}
+
+TEST(MachineMemory, AContainersLimitCounts) {
+  const test::TempFolder root;
+  const int64_t all = machine_memory(root.path());
+  ASSERT_GT(all, 1 << 20) << "nothing there: the machine's own";
+  for (const char* folder : {"/proc/self", "/sys/fs/cgroup/job/part", "/sys/fs/cgroup/memory/old"})
+    std::filesystem::create_directories(root.path() + folder);
+  const std::string tree = root / "sys/fs/cgroup";
+
+  test::write_text(root / "proc/self/cgroup", "0::/job/part\n");
+  test::write_text(tree + "/job/part/memory.max", "max\n");
+  EXPECT_EQ(machine_memory(root.path()), all);
+  test::write_text(tree + "/job/memory.max", "900000\n");
+  EXPECT_EQ(machine_memory(root.path()), 900000) << "of the group above";
+  test::write_text(root / "proc/self/cgroup", "0::/not/mounted/here\n");
+  EXPECT_EQ(machine_memory(root.path()), all);
+  test::write_text(tree + "/memory.max", "800000\n");
+  EXPECT_EQ(machine_memory(root.path()), 800000) << "what a container sees as its root";
+
+  test::write_text(root / "proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/old\n");
+  test::write_text(tree + "/memory/memory.limit_in_bytes", "9223372036854771712\n");
+  EXPECT_EQ(machine_memory(root.path()), all);
+  test::write_text(tree + "/memory/old/memory.limit_in_bytes", "700000\n");
+  EXPECT_EQ(machine_memory(root.path()), 700000);
+}
+
+class LargestMicroBatch : public Plan, public ::testing::WithParamInterface<GradientMode> {};
+INSTANTIATE_TEST_SUITE_P(Modes, LargestMicroBatch,
+                         ::testing::Values(GradientMode::one_pass, GradientMode::two_pass));
+
+TEST_P(LargestMicroBatch, FitsAndALargerOneDoesNot) {
+  config_.objective.gradients = GetParam();
   write_data(60);
   const auto model = open();
   dist::PlanInput in = input(model);
