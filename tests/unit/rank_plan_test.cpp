@@ -293,11 +293,20 @@ TEST_F(Plan, ACheckpointsCopyIsHeldBesideTheStep) {
   EXPECT_EQ(card.host_checkpoint_bytes, copy);
 }
 
+// Rank 0 has the longest sequence, rank 1 the two others and so more tokens; rank 0 writes.
 TEST_F(Plan, RanksOutsideTheFirstReplicaHoldNoCopy) {
-  write_data(60);
-  config_.checkpoint.every_steps = 2;
+  write_random_tokens(config_.data.task, {3, 60, 30, 1000, 1});
+  config_.objective.rule = Rule::sft;
+  config_.batch.task_sequences = 3;
+  config_.batch.align_sequences = 0;
+  config_.train.steps = 1;
   config_.parallel.shards = 1;
-  EXPECT_EQ(plan(4).rank, 0) << "the one that writes";
+  const auto model = open();
+  dist::PlanInput in = input(model);
+  in.streams[0].lengths[1] = 100;
+  EXPECT_EQ(dist::plan_rank(*model.decoder, in, 2).rank, 1);
+  in.config.checkpoint.every_steps = 1;
+  EXPECT_EQ(dist::plan_rank(*model.decoder, in, 2).rank, 0);
 }
 
 // Steps of two short sequences; the reference's pass and the probe's fill a micro-batch.
