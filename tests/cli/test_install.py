@@ -1,4 +1,7 @@
-"""`cmake --install`: a tree that may be moved."""
+"""`cmake --install`: a tree that may be moved; the Python package around such a tree.
+
+The wheel itself is built by tests/wheel, by hand: it compiles the program once more.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -62,3 +67,58 @@ def test_libtorch_beside_the_tree_goes_before_the_one_of_the_build(prefix, tmp_p
     shutil.copytree(prefix, tmp_path / "safegrad")
     (tmp_path / "torch").symlink_to(TORCH)
     assert Path(os.path.normpath(loaded_torch(tmp_path / "safegrad/bin/safegrad", tmp_path))).parent == tmp_path / "torch/lib"
+
+
+@pytest.fixture
+def package(prefix, tmp_path) -> Path:
+    """A site-packages with the package as the wheel lays it out."""
+    site = tmp_path / "site"
+    shutil.copytree(prefix / "bin", site / "safegrad/bin")
+    shutil.copytree(ROOT / "python/safegrad", site / "safegrad", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "tools", site / "safegrad/tools")
+    (site / "safegrad/libtorch_version.txt").write_text(metadata.version("torch").split("+")[0] + "\n")
+    return site
+
+
+def test_the_package_becomes_the_program(package, job):  # noqa: F811
+    command = [sys.executable, "-m", "safegrad"]
+    assert run(*command, "--version", folder=job, PYTHONPATH=str(package)).stdout == run(PROGRAM, "--version", folder=job).stdout
+    checked = run("mpirun", "--quiet", "--oversubscribe", "-n", 2, *command, "check", "config.yaml",
+                  folder=job, PYTHONPATH=str(package))
+    assert (checked.returncode, checked.stdout) == (0, "config.yaml: valid for 2 ranks; nothing was run\n")
+    wrong = run(*command, "train", "nowhere.yaml", folder=job, PYTHONPATH=str(package))
+    assert wrong.returncode == 1 and "nowhere.yaml" in wrong.stderr
+
+
+def test_the_package_refuses_another_torch(package, tmp_path):
+    (package / "safegrad/libtorch_version.txt").write_text("2.10.1\n")
+    refused = run(sys.executable, "-m", "safegrad", "--version", folder=tmp_path, PYTHONPATH=str(package))
+    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
+    for text in ("error: ", str(TORCH), "2.11.0", "2.10.1", "pip install torch==2.10.1"):
+        assert text in refused.stderr
+
+
+def test_the_packages_tools_run_and_write_nothing_into_it(package, tmp_path):
+    tool = [sys.executable, "-m", "safegrad.tool"]
+    listed = run(*tool, "--help", folder=tmp_path, PYTHONPATH=str(package))
+    programs = {path.stem for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text()}
+    assert set(re.findall(r"^  (\w+)", listed.stdout, re.M)) == programs and "prepare" in programs
+    for name in sorted(programs - {"config_page"}):
+        helped = run(*tool, name, "--help", folder=tmp_path, PYTHONPATH=str(package))
+        assert helped.returncode == 0 and f"usage: {name}.py" in helped.stdout, helped.stderr
+    spec = importlib.util.spec_from_file_location("tool_tests", ROOT / "tests/tools/conftest.py")
+    tool_tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool_tests)
+    tool_tests.make_folder(tmp_path / "model", tool_tests.QWEN_TEMPLATE)
+    (tmp_path / "user.jsonl").write_text('{"prompt": "hi", "response": "hi hi"}\n' * 3)
+    made = run(*tool, "prepare", "--model", "model", "--out", "task.safetensors", "user.jsonl",
+               folder=tmp_path, PYTHONPATH=str(package))
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "task.safetensors").exists()
+    unknown = run(*tool, "prepaer", folder=tmp_path, PYTHONPATH=str(package))
+    assert unknown.returncode == 1 and "prepare" in unknown.stderr
+
+    code = "import wheels, smollm2; print(wheels.CACHE); print(smollm2.DEFAULT_OUT)"
+    places = run(sys.executable, "-c", code, folder=tmp_path, PYTHONPATH=str(package / "safegrad/tools"),
+                 XDG_CACHE_HOME="/cache").stdout.split()
+    assert places == ["/cache/safegrad/wheels", "models/smollm2-135m-instruct"]
