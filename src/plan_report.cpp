@@ -256,7 +256,8 @@ std::string run_in_words(const dist::RankPlan& p, const RankRun& run) {
   const double ratio =
       static_cast<double>(run.tensor_bytes) / static_cast<double>(planned_tensor_bytes(p));
   return fmt::format(
-      "run of rank {} of {}, by messages whatever a machine has: tensors held {}, {:+.2f} % off the "
+      "run of rank {} of {}, by messages whatever a machine has: tensors held {}, {:+.2f} % off "
+      "the "
       "plan; the process has held {} at most; {} a step without its peers\n",
       p.rank, grouped(p.ranks), size_in_words(run.tensor_bytes), 100 * (ratio - 1),
       size_in_words(run.resident_bytes), seconds_in_words(run.seconds));
