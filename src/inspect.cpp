@@ -175,6 +175,16 @@ LastLine last_complete_line(const std::string& path) {
   return last;
 }
 
+// The model is moved in after the last step: an older one is a run's before.
+std::string describe_model(const std::string& folder) {
+  std::error_code failed;
+  const auto model = fs::last_write_time(folder + "/model", failed);
+  const auto metrics = fs::last_write_time(folder + "/metrics.jsonl", failed);
+  return failed || model < metrics
+             ? fmt::format("  not finished; {}/model is of an earlier run\n", folder)
+             : fmt::format("  finished: the model is in {}/model\n", folder);
+}
+
 std::string inspect_run(const std::string& folder) {
   const RunConfig config = load_config(folder + "/config.yaml", {});
   const auto values = config_values(config);
@@ -202,8 +212,7 @@ std::string inspect_run(const std::string& folder) {
   const auto checkpoints = dist::list_checkpoints(folder + "/checkpoints");
   if (!checkpoints.empty())
     text += fmt::format("  checkpoints after steps {}\n", fmt::join(checkpoints, ", "));
-  if (fs::exists(folder + "/model"))
-    text += fmt::format("  finished: the model is in {}/model\n", folder);
+  if (fs::exists(folder + "/model")) text += describe_model(folder);
   if (fs::exists(folder + "/flight")) {
     for (const auto& entry : fs::directory_iterator(folder + "/flight"))
       text += fmt::format("  stood still once: see {}/flight/{}/report.txt\n", folder,
@@ -219,10 +228,16 @@ std::string inspect(const std::string& given) {
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   auto has = [&](const char* name) { return fs::exists(fmt::format("{}/{}", path, name)); };
   SAFEGRAD_CHECK(fs::exists(path), InputError, "{}: no such file or folder", path);
-  if (!fs::is_directory(path)) return inspect_file(path);
+  if (!fs::is_directory(path)) {
+    SAFEGRAD_CHECK(path.ends_with(".safetensors"), InputError,
+                   "{}: files of the kind *.safetensors are looked into, and folders; for a config "
+                   "there is safegrad check",
+                   path);
+    return inspect_file(path);
+  }
   if (has("manifest.json")) return inspect_checkpoint(path);
   if (has("adapter_config.json")) return inspect_adapter(path);
-  if (has("config.yaml")) return inspect_run(path);
+  if (has("config.yaml") && has("metrics.jsonl")) return inspect_run(path);
   if (has("config.json")) return inspect_model(path);
   throw InputError(
       fmt::format("{}: neither a model (config.json), an adapter (adapter_config.json), a "

@@ -28,7 +28,7 @@ constexpr const char* kIntroduction =
     "  mpirun -n 2 safegrad train configs/quickstart.yaml        train on two ranks\n"
     "  safegrad plan my.yaml --ranks 8,64 --device h100          what would it take?\n"
     "  srun --mpi=pmix -n 8 safegrad train my.yaml --set train.seed=1\n"
-    "  safegrad inspect runs/quickstart                          what is this folder?\n\n"
+    "  safegrad inspect runs/quickstart/safegrad                 what is this folder?\n\n"
     "A run folder (config key `output`) receives config.yaml, metrics.jsonl and model/, which "
     "transformers loads.\n"
     "Exit codes: 0 done, 1 a mistake in what was given, 2 a failure while running, 75 stopped on "

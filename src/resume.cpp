@@ -32,6 +32,11 @@ std::string choose_folder(std::string resume, const std::string& own,
                  "--resume {}: there is no such folder; allowed: auto, or the folder of a "
                  "checkpoint such as {}/step-000100",
                  resume, own);
+  SAFEGRAD_CHECK(
+      !fs::exists(resume + "/checkpoints") || fs::exists(resume + "/manifest.json"), InputError,
+      "--resume {}: this is a run's folder; allowed: auto, or the folder of a checkpoint "
+      "such as {}/checkpoints/step-000100",
+      resume, resume);
   SAFEGRAD_CHECK(!dist::is_unfinished(resume), InputError,
                  "--resume {}: this is what a crash left behind, and not complete; --resume auto "
                  "takes the newest complete checkpoint of {}",

@@ -274,6 +274,12 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
       find_start(line.resume, job.config.output, launcher.control(), job.warnings);
   dist::agree(mesh.world(), [&] {
     if (start.resumes()) check_unchanged(start, facts, line.allow_change, job.warnings);
+    if (speaks && !start.resumes() && !line.resume.empty() &&
+        std::filesystem::exists(metrics_path(job.config))) {
+      job.warnings.push_back(fmt::format(
+          "--resume {}: there is no checkpoint, but {}: its steps are done again and replaced",
+          line.resume, metrics_path(job.config)));
+    }
     if (speaks) output.make(job.warnings);
   });
   print_warnings(job.warnings, line, launcher.control());

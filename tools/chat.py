@@ -46,7 +46,11 @@ class Chat:
         # The template writes the special tokens itself, so the post-processor has nothing to add;
         # left in, the byte-level one also trims spaces off the offsets that the mask is made from.
         settings.update(post_processor=None, truncation=None, padding=None)
-        self._tokenizer = Tokenizer.from_str(json.dumps(settings))
+        try:
+            self._tokenizer = Tokenizer.from_str(json.dumps(settings))
+        except Exception as error:  # the library has no type of its own
+            path = folder / "tokenizer.json"
+            raise InputError(f"{path}: cannot be read as a tokenizer: {error}") from error
 
         template, self._variables = _load_template(self.folder)
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()

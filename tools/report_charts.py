@@ -299,6 +299,5 @@ def sections(runs: list[Run]) -> list[Section]:
         blocks(runs),
         draw_charts("Speed", SPEED, runs),
         phases(runs),
-        Section("Memory", [], "metrics.jsonl holds no memory, so there is nothing to show."),
         draw_charts("Probes during training", probe_charts(runs), runs),
     ]

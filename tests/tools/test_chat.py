@@ -135,3 +135,9 @@ def test_candidates_of_a_choice_share_the_prompt_and_have_no_end_of_turn(smollm2
 def test_candidate_that_merges_with_the_prompt_is_refused(smollm2_folder):
     with pytest.raises(InputError, match="changes the tokens of the prompt"):
         Chat(smollm2_folder).encode_choice([user("Is it good?")], "\n\nSure")
+
+
+def test_a_tokenizer_that_the_library_refuses_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="tokenizer.json: cannot be read as a tokenizer"):
+        Chat(tmp_path)

@@ -138,6 +138,12 @@ def test_long_samples_are_dropped_and_counted(tool, tmp_path, capsys):
     assert "a: dropped 1 samples longer than 100 tokens" in capsys.readouterr().out
 
 
+def test_samples_that_are_all_too_long_are_named_as_the_reason(tool, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "response": "x" * 500}] * 2)
+    with pytest.raises(InputError, match="all 2 samples are longer than 100 tokens"):
+        tool(path, "--max-length", 100)
+
+
 def test_choices_become_groups_with_equal_prompts(tool, tmp_path):
     rows = [{"prompt": f"q{i}", "choices": [{"class": "refusal", "text": "I'm sorry"},
                                             {"class": "refusal", "text": "No"},
