@@ -15,17 +15,21 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def torch_folder() -> Path:
-    """The installed torch; ends the process unless it is the release this program was built with."""
+    """The installed torch; ends the process unless it is what this program was built with."""
     built_with = (PACKAGE / "libtorch_version.txt").read_text().strip()
     advice = f"pip install torch=={built_with}, or build safegrad again"
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         sys.exit(f"error: torch is not installed beside {sys.executable}; {advice}")
     folder = Path(spec.origin).parent
-    version = re.search(r"^__version__ = '(\d+\.\d+\.\d+)", (folder / "version.py").read_text(), re.M)
+    version = re.search(
+        r"^__version__ = '(\d+\.\d+\.\d+)", (folder / "version.py").read_text(), re.M
+    )
     if version is None or version[1] != built_with:
-        sys.exit(f"error: {folder} is torch {version[1] if version else 'of no known version'},"
-                 f" safegrad was built with {built_with}; {advice}")
+        sys.exit(
+            f"error: {folder} is torch {version[1] if version else 'of no known version'},"
+            f" safegrad was built with {built_with}; {advice}"
+        )
     return folder
 
 

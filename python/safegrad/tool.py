@@ -1,4 +1,4 @@
-"""The command `safegrad-tool NAME …`: runs a program of tools/ as `python tools/NAME.py …` would."""
+"""The command `safegrad-tool NAME …` runs a program of tools/, as `python tools/NAME.py …`."""
 
 from __future__ import annotations
 

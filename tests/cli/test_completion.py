@@ -15,7 +15,9 @@ SECONDS = 60  # the program is asked a few times, on a busy machine
 
 
 def run(folder: Path, *command: str, given: str = "") -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=folder, input=given, capture_output=True, text=True, timeout=SECONDS)
+    return subprocess.run(
+        command, cwd=folder, input=given, capture_output=True, text=True, timeout=SECONDS
+    )
 
 
 # One query a line, its words (which may be empty) and an end mark; one line of what is offered.
@@ -64,7 +66,11 @@ def test_every_command_and_option_is_completed():
 def leaves(section: dict, prefix: str = "") -> dict[str, dict]:
     found = {}
     for name, schema in section["properties"].items():
-        found |= leaves(schema, f"{prefix}{name}.") if "properties" in schema else {prefix + name: schema}
+        found |= (
+            leaves(schema, f"{prefix}{name}.")
+            if "properties" in schema
+            else {prefix + name: schema}
+        )
     return found
 
 
@@ -80,7 +86,9 @@ def test_every_key_and_its_words_are_completed():
     assert complete("train", "my.yaml", "--set", "") == [f"{key}=" for key in keys]
     assert complete("check", "--set", "optimizer.l") == ["optimizer.lr="]
     offered = complete_each([["train", "--set", key, "="] for key in keys])
-    assert dict(zip(keys, offered, strict=True)) == {key: words_of(schema) for key, schema in keys.items()}
+    assert dict(zip(keys, offered, strict=True)) == {
+        key: words_of(schema) for key, schema in keys.items()
+    }
     assert complete("train", "--set", "objective.rule", "=", "safe") == ["safegrad"]
     assert complete("train", "--set", "parallel.shards", "=", "") == ["all"]
 
@@ -97,18 +105,31 @@ def test_files_are_completed_where_a_file_is_meant(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
-@pytest.mark.parametrize("words, offered", [
-    (["tr"], ["train"]), (["train", "--set", "optimizer.l"], ["optimizer.lr="]),
-    (["train", "--set", "objective.rule=safe"], ["safegrad"]), (["train", "my"], ["my.yaml", "my_runs/"])])
+@pytest.mark.parametrize(
+    "words, offered",
+    [
+        (["tr"], ["train"]),
+        (["train", "--set", "optimizer.l"], ["optimizer.lr="]),
+        (["train", "--set", "objective.rule=safe"], ["safegrad"]),
+        (["train", "my"], ["my.yaml", "my_runs/"]),
+    ],
+)
 def test_zsh_is_offered_the_same(tmp_path, words, offered):
-    for installed, name in (("bash-completion/completions/safegrad", "bash"), ("zsh/site-functions/_safegrad", "zsh")):
+    for installed, name in (
+        ("bash-completion/completions/safegrad", "bash"),
+        ("zsh/site-functions/_safegrad", "zsh"),
+    ):
         (tmp_path / installed).parent.mkdir(parents=True)
         shutil.copyfile(ROOT / f"launch/completion.{name}", tmp_path / installed)
     (tmp_path / "my.yaml").touch()
     (tmp_path / "my_runs").mkdir()
-    script = ('compadd() { while [[ $1 != -- ]] shift; shift; print -l -- "$@" }; compset() { }\n'
-              'words=("$@"); CURRENT=$#; PREFIX=$words[-1]; fpath=("$0"); autoload -U _safegrad\n'
-              '_safegrad >&2; _safegrad')  # the first call reads it, the second has it
-    done = run(tmp_path, "zsh", "-f", "-c", script, str(tmp_path / "zsh/site-functions"), PROGRAM, *words)
+    script = (
+        'compadd() { while [[ $1 != -- ]] shift; shift; print -l -- "$@" }; compset() { }\n'
+        'words=("$@"); CURRENT=$#; PREFIX=$words[-1]; fpath=("$0"); autoload -U _safegrad\n'
+        "_safegrad >&2; _safegrad"
+    )  # the first call reads it, the second has it
+    done = run(
+        tmp_path, "zsh", "-f", "-c", script, str(tmp_path / "zsh/site-functions"), PROGRAM, *words
+    )
     assert done.stderr == done.stdout
     assert sorted(done.stdout.split()) == offered

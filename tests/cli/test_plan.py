@@ -25,11 +25,20 @@ networks:
 
 
 def plan(folder: Path, *arguments: str):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-                                "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return subprocess.run([PROGRAM, "plan", "config.yaml", *arguments], cwd=folder,
-                          env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=SECONDS)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    return subprocess.run(
+        [PROGRAM, "plan", "config.yaml", *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
 
 
 def write_odd_model(job: Path) -> None:
@@ -53,9 +62,21 @@ def test_it_needs_no_weights_and_writes_nothing(job):
     ended = plan(job, "--ranks", "8")
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    for row in ("parameters", "optimizer", "gradients", "buffers", "activations", "logits",
-                "reference cache", "peak", "largest micro-batch", "all_gather", "reduce_scatter",
-                "scalars", "bottleneck: "):
+    for row in (
+        "parameters",
+        "optimizer",
+        "gradients",
+        "buffers",
+        "activations",
+        "logits",
+        "reference cache",
+        "peak",
+        "largest micro-batch",
+        "all_gather",
+        "reduce_scatter",
+        "scalars",
+        "bottleneck: ",
+    ):
         assert row in ended.stdout
     assert snapshot(job) == before
 
@@ -78,7 +99,8 @@ def test_json_adds_up_and_the_run_is_as_planned(job):
         assert line["peak_bytes"] == pytest.approx(line["run"]["tensor_bytes"], rel=0.05)
         assert line["run"]["traffic"] == line["traffic"]
         assert line["tokens_per_s"] == pytest.approx(
-            (line["task_tokens"] + line["align_tokens"]) / line["step_s"])
+            (line["task_tokens"] + line["align_tokens"]) / line["step_s"]
+        )
     assert lines[2]["at_peak"]["weights"] < lines[0]["at_peak"]["weights"]
 
 
@@ -99,8 +121,9 @@ def test_without_data_files_lengths_are_given(job):
 def test_figures_of_a_file_replace_those_of_the_table(job):
     (job / "figures.yaml").write_text(FIGURES)
 
-    (line,) = lines_of(plan(job, "--ranks", "2", "--device", "small", "--figures", "figures.yaml",
-                            "--json"))
+    (line,) = lines_of(
+        plan(job, "--ranks", "2", "--device", "small", "--figures", "figures.yaml", "--json")
+    )
 
     assert line["device_bytes"] == int(0.001 * 2**30)
     assert line["fits"] is (line["peak_bytes"] <= line["device_bytes"])
@@ -110,17 +133,21 @@ def test_figures_of_a_file_replace_those_of_the_table(job):
 def test_a_given_figure_stays_where_another_is_measured(job):
     """Rates of a rank: of bfloat16, which this job does not use, there is none."""
     (job / "figures.yaml").write_text(
-        "devices:\n  cpu: {float32_tflops: 3, gemm_share: 0.5, memory_gb_per_s: 7}\n")
+        "devices:\n  cpu: {float32_tflops: 3, gemm_share: 0.5, memory_gb_per_s: 7}\n"
+    )
 
-    (line,) = lines_of(plan(job, "--ranks", "2", "--ranks-per-node", "2", "--figures", "figures.yaml",
-                            "--json"))
+    (line,) = lines_of(
+        plan(job, "--ranks", "2", "--ranks-per-node", "2", "--figures", "figures.yaml", "--json")
+    )
 
     assert (line["gemm_tflops"], line["memory_gb_per_s"]) == (1.5, 7)
 
 
 def test_a_checkpoints_copy_is_planned_and_a_run_has_none(job):
     (plain,) = lines_of(plan(job, "--ranks", "2", "--json"))
-    (line,) = lines_of(plan(job, "--ranks", "2", "--set", "checkpoint.every_steps=1", "--run", "--json"))
+    (line,) = lines_of(
+        plan(job, "--ranks", "2", "--set", "checkpoint.every_steps=1", "--run", "--json")
+    )
 
     copy = line["at_peak"]["checkpoint"]
     assert copy > 0 and line["peak_bytes"] == plain["peak_bytes"] + copy
@@ -131,10 +158,20 @@ def test_commands_of_the_page_run_without_files_that_are_not_there():
     page = (ROOT / "docs/plan.md").read_text()
     block = next(part for part in page.split("\n\n") if "plan configs/" in part)
     command = shlex.split(block.replace("\\\n", " "))
-    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    environment = os.environ | {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
 
-    ended = subprocess.run([PROGRAM, *command[1:]], cwd=ROOT, env=environment, capture_output=True,
-                           stdin=subprocess.DEVNULL, text=True, timeout=SECONDS)
+    ended = subprocess.run(
+        [PROGRAM, *command[1:]],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=SECONDS,
+    )
 
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "it fits" in ended.stdout
@@ -144,32 +181,49 @@ MISTAKES = {
     "no ranks": ([], ["--ranks"]),
     "ranks that are none": (["--ranks", "0"], ["--ranks"]),
     "an unknown device": (
-        ["--ranks", "2", "--device", "b1"], ["device: got \"b1\"", "a100, cpu, h100, h200"]),
+        ["--ranks", "2", "--device", "b1"],
+        ['device: got "b1"', "a100, cpu, h100, h200"],
+    ),
     "an unknown network": (
-        ["--ranks", "2", "--network", "tin"], ["network: got \"tin\"", "eth-100, ib-200"]),
+        ["--ranks", "2", "--network", "tin"],
+        ['network: got "tin"', "eth-100, ib-200"],
+    ),
     "a card that is not named": (
-        ["--ranks", "2", "--set", "parallel.device=cuda"], ["--device a100, h100"]),
+        ["--ranks", "2", "--set", "parallel.device=cuda"],
+        ["--device a100, h100"],
+    ),
     "a model that the card's kernels do not take": (
         ["--ranks", "2", "--device", "h100", *ODD_MODEL],
-        ["head_dim is 12", "multiples of 8 up to 256"]),
+        ["head_dim is 12", "multiples of 8 up to 256"],
+    ),
     "shards that do not divide": (
-        ["--ranks", "6", "--set", "parallel.shards=4"], ["parallel.shards is 4", "6 ranks"]),
+        ["--ranks", "6", "--set", "parallel.shards=4"],
+        ["parallel.shards is 4", "6 ranks"],
+    ),
     "sequences longer than the model": (
-        ["--ranks", "2", "--tokens-per-sequence", "1000"], ["got 1000", "at most 128"]),
+        ["--ranks", "2", "--tokens-per-sequence", "1000"],
+        ["got 1000", "at most 128"],
+    ),
     "more scored than there are": (
         ["--ranks", "2", "--tokens-per-sequence", "10", "--scored-per-sequence", "10"],
-        ["--scored-per-sequence: got 10", "1 to 9"]),
+        ["--scored-per-sequence: got 10", "1 to 9"],
+    ),
     "a run of a GPU": (
         ["--ranks", "2", "--device", "small", "--figures", "figures.yaml", "--run"],
-        ["--run", "--device cpu"]),
+        ["--run", "--device cpu"],
+    ),
     "a figure that is none": (
         ["--ranks", "2", "--figures", "wrong.yaml"],
-        ["wrong.yaml:2: devices.h100.memory_gib: got \"much\"", "a number > 0"]),
+        ['wrong.yaml:2: devices.h100.memory_gib: got "much"', "a number > 0"],
+    ),
     "a figure that nobody knows": (
         ["--ranks", "2", "--figures", "unknown.yaml"],
-        ["unknown.yaml:2: devices.h100.memory: no such key", "memory_gib"]),
+        ["unknown.yaml:2: devices.h100.memory: no such key", "memory_gib"],
+    ),
     "a device without its rates": (
-        ["--ranks", "2", "--figures", "half.yaml"], ["half.yaml: devices.new", "are needed"]),
+        ["--ranks", "2", "--figures", "half.yaml"],
+        ["half.yaml: devices.new", "are needed"],
+    ),
 }
 
 
@@ -181,7 +235,8 @@ def test_a_mistake_is_told_in_one_line(job, mistake):
     (job / "wrong.yaml").write_text("devices:\n  h100: {memory_gib: much}\n")
     (job / "unknown.yaml").write_text("devices:\n  h100: {memory: 80}\n")
     (job / "half.yaml").write_text(
-        "devices:\n  new: {memory_gib: 80, inside: nvlink4, between: ib-400}\n")
+        "devices:\n  new: {memory_gib: 80, inside: nvlink4, between: ib-400}\n"
+    )
 
     ended = plan(job, *arguments)
 
@@ -203,9 +258,13 @@ def test_train_begins_with_the_memory_of_a_rank(job):
     ended = run(job, "train", "config.yaml")
 
     assert ended.code == 0, ended.err
-    assert re.search(r"^memory a rank: \d+\.\d [MG]iB planned \(weights \d+\.\d, "
-                     r"gradients \d+\.\d, optimizer \d+\.\d, activations \d+\.\d, "
-                     r"buffers \d+\.\d\)$", ended.out, re.M)
+    assert re.search(
+        r"^memory a rank: \d+\.\d [MG]iB planned \(weights \d+\.\d, "
+        r"gradients \d+\.\d, optimizer \d+\.\d, activations \d+\.\d, "
+        r"buffers \d+\.\d\)$",
+        ended.out,
+        re.M,
+    )
 
 
 def test_check_knows_the_limits_of_gpu_kernels_without_a_gpu(job):

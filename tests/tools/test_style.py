@@ -6,8 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = 100
-FOLDERS = ("tools", "tests", "benchmarks", "launch")
-EXEMPT = {ROOT / "benchmarks" / "scaling"}  # its lines are not wrapped yet
+FOLDERS = ("tools", "tests", "benchmarks", "launch", "python")
 
 
 def is_python(path: Path) -> bool:
@@ -19,9 +18,8 @@ def is_python(path: Path) -> bool:
 
 
 def python_files() -> list[Path]:
-    found = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))
-             if path.is_file() and is_python(path)]
-    return [path for path in found if path not in EXEMPT and not EXEMPT & set(path.parents)]
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))
+            if path.is_file() and is_python(path)]
 
 
 def long_lines(text: str) -> list[int]:
