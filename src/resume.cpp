@@ -33,7 +33,7 @@ std::string choose_folder(std::string resume, const std::string& own,
                  "checkpoint such as {}/step-000100",
                  resume, own);
   SAFEGRAD_CHECK(
-      !fs::exists(resume + "/checkpoints") || fs::exists(resume + "/manifest.json"), InputError,
+      !fs::exists(resume + "/metrics.jsonl") || fs::exists(resume + "/manifest.json"), InputError,
       "--resume {}: this is a run's folder; allowed: auto, or the folder of a checkpoint "
       "such as {}/checkpoints/step-000100",
       resume, resume);

@@ -153,6 +153,9 @@ REFUSED = {
     "another model under the same name": (
         lambda f: flip_bit(f / "model/model.safetensors"), ["--resume", "auto"],
         ["model weights", "--allow-change"]),
+    "the run's folder": (
+        lambda f: None, ["--resume", "out"],
+        ["--resume out: this is a run's folder", "out/checkpoints/step-000100"]),
     "no such checkpoint": (
         lambda f: None, ["--resume", "out/checkpoints/step-000005"],
         ["--resume out/checkpoints/step-000005: there is no such folder"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -61,6 +62,15 @@ def test_a_run_its_checkpoint_and_its_adapter(job):
     text = inspect(Path("out/model"), job)
     assert "PEFT adapter folder, LoRA" in text
     assert "rank 3, alpha 6, on k_proj, q_proj, v_proj" in text
+
+
+def test_a_model_of_an_earlier_run_is_not_this_runs(job):
+    subprocess.check_call([PROGRAM, "train", "config.yaml", "--quiet"], cwd=job)
+    assert "finished: the model is in" in inspect(job / "out")
+    os.utime(job / "out/model", (0, 0))  # as if metrics had been written to since
+    text = inspect(job / "out")
+    assert "not finished; " in text and "is of an earlier run" in text
+    assert "nor a run" in refuse(job)  # a config and a model make no run folder
 
 
 HOSTILE = "\x1b]0;owned\x07\r\u00e4\u2028\u4e16'\n"
@@ -136,6 +146,7 @@ def test_a_metrics_line_without_a_step_number_is_no_mistake(job, line):
 def test_what_the_file_system_refuses_is_an_error_line(job):
     (job / "out").mkdir()
     shutil.copy(job / "config.yaml", job / "out")
+    (job / "out/metrics.jsonl").write_text("")
     (job / "out/flight").write_text("not a folder")
 
     ended = subprocess.run([PROGRAM, "inspect", job / "out"], capture_output=True, text=True)
