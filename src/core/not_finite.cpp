@@ -23,8 +23,9 @@ void NotFinite::merge(const NotFinite& other) {
   for (const auto& [objective, ranks] : other.losses) unite(losses[objective], ranks);
   for (const auto& [objective, indexes] : other.samples) unite(samples[objective], indexes);
   for (const auto& [name, objectives] : other.units) {
-    const auto same = std::find_if(units.begin(), units.end(),
-                                   [&](const auto& unit) { return unit.first == name; });
+    const auto same = std::find_if(units.begin(), units.end(), [&wanted = name](const auto& unit) {
+      return unit.first == wanted;
+    });
     if (same == units.end()) {
       units.emplace_back(name, objectives);
       continue;
