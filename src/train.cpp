@@ -204,18 +204,19 @@ double begin_checkpoint(dist::CheckpointWriter& checkpoints, int64_t step, bool 
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Runs what is left after `finished` steps; true if it was asked to stop before the last. Where too
+// Runs what is left after `start`; true if it was asked to stop before the last step. Where too
 // many steps in a row were skipped, JobFailed.
-bool run_steps(const Job& job, int64_t finished, dist::Trainer& trainer,
+bool run_steps(const Job& job, const StartPoint& start, dist::Trainer& trainer,
                dist::CheckpointWriter& checkpoints, MetricsFile* metrics, bool talks,
                Summary& summary) {
   const int64_t every = job.config.checkpoint.every_steps, total = trainer.total_steps();
   ProgressLine progress(stdout, total, align_label(job.config));
   StepHealth health(job.config,
                     metrics ? read_losses(metrics_path(job.config)) : std::vector<double>());
+  int64_t finished = start.saved.step;
   bool stop = false, due = false;
-  int64_t saved_updates = trainer.updates();  // where it begins is saved, or is the start itself
-  std::string saved;
+  std::string saved = start.folder;  // the newest checkpoint, after so many updates
+  int64_t saved_updates = trainer.updates();
   while (finished < total && !stop && !health.gives_up()) {
     StepRecord record = trainer.step(finished, {stop_requested(), checkpoints.writing()});
     const std::string warning =
@@ -229,7 +230,6 @@ bool run_steps(const Job& job, int64_t finished, dist::Trainer& trainer,
     due = due || (every > 0 && finished % every == 0);
     // Skipped steps leave the state as it was: while it may be the state that is wrong, no new copy
     // of it takes the place of an older one.
-    saved.clear();
     const bool last = every > 0 && health.gives_up() && trainer.updates() != saved_updates;
     if (stop || last || (due && !record.skipped)) {
       record.checkpoint_seconds = begin_checkpoint(checkpoints, finished, record.skipped);
@@ -248,7 +248,10 @@ bool run_steps(const Job& job, int64_t finished, dist::Trainer& trainer,
   }
   checkpoints.finish();
   if (talks) progress.finish();
-  if (health.gives_up()) throw dist::JobFailed(metrics ? health.report(saved) : "", 2);
+  if (health.gives_up()) {
+    if (trainer.updates() != saved_updates) saved.clear();
+    throw dist::JobFailed(metrics ? health.report(saved) : "", 2);
+  }
   if (stop && talks) {
     fmt::print("stopped on request after step {}; run again with --resume auto to continue\n",
                finished);
@@ -304,8 +307,7 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
   if (talks) print_start(job, line, start);
 
   Summary summary;
-  const bool stopped =
-      run_steps(job, start.saved.step, trainer, checkpoints, metrics.get(), talks, summary);
+  const bool stopped = run_steps(job, start, trainer, checkpoints, metrics.get(), talks, summary);
   // One rank's code is enough; launchers take one that is not 0 as a reason to kill the others.
   if (stopped) return speaks ? kStoppedOnRequest : 0;
   const auto sink = speaks ? make_export(job) : nullptr;

@@ -26,7 +26,7 @@ def main() -> None:
     known = programs()
     if name in ("", "-h", "--help"):
         print("usage: safegrad-tool NAME [OPTION]...\n")
-        print("\n".join(f"  {program:18}{about}" for program, about in known.items()))
+        print("\n".join(f"  {program:20}{about}" for program, about in known.items()))
         sys.exit(0 if name else 1)
     if name not in known:
         sys.exit(f"error: {name}: no such tool; there are {', '.join(known)}")

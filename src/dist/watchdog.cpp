@@ -147,8 +147,7 @@ class Watchdog::Watch {
     const FlightLog own = log();
     if (what_.folder.empty()) {
       tell(explain_alone(own));
-      std::this_thread::sleep_for(
-          1s);  // for the others to tell theirs: the first end is everybody's
+      std::this_thread::sleep_for(1s);  // others tell theirs: the first end is everybody's
       return;
     }
     try {

@@ -62,13 +62,22 @@ def test_steps_that_are_not_finite_end_the_run_with_a_report(job):
         assert len(record["not_finite"]["samples"]["task"]) == 4
 
 
-def test_what_is_saved_at_the_end_costs_no_older_checkpoint(job):
-    done = explode(job, "--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep_last=1")
+def test_a_state_that_is_saved_is_not_saved_again(job):
+    settings = ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep_last=1"]
+    # However often it is tried again: none at skipped steps, and the last good step's stays.
+    for again in ([], ["--resume", "auto"], ["--resume", "auto"]):
+        done = explode(job, *settings, *again)
+        assert done.code == 2, done.err
+        assert "saved in out/checkpoints/step-000001" in errors(done)[0]
+        assert checkpoints(job) == ["step-000001"]
+
+
+def test_a_state_that_no_checkpoint_has_is_saved_at_the_end(job):
+    done = explode(job, "--set", "checkpoint.every_steps=2")
 
     assert done.code == 2, done.err
     assert "saved in out/checkpoints/step-000004" in errors(done)[0]
-    # None at the skipped steps 2 and 3, and the one of the last good step is still there.
-    assert checkpoints(job) == ["step-000001", "step-000004"]
+    assert checkpoints(job) == ["step-000004"]
     assert (job / "out/checkpoints/latest").read_text().strip() == "step-000004"
 
 
