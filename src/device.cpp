@@ -10,6 +10,7 @@
 #include "cpu/cpu_backend.h"
 #include "dist/cuda_module.h"
 #include "dist/local_rank.h"
+#include "dist/start_agreement.h"
 #include "dist/watched_communicator.h"
 
 namespace safegrad {
@@ -32,16 +33,13 @@ constexpr std::chrono::seconds kReportTime(30);
 void check_same_kind(dist::ControlPlane& control, bool gpu) {
   const uint64_t own = gpu;
   const auto all = control.all_gather_words(std::span(&own, 1));
-  std::string with, without;
-  for (size_t r = 0; r < all.size(); ++r) {
-    std::string& list = all[r] ? with : without;
-    list += fmt::format("{}{}", list.empty() ? "" : ", ", r);
-  }
+  std::vector<int> with, without;
+  for (size_t r = 0; r < all.size(); ++r) (all[r] ? with : without).push_back(static_cast<int>(r));
   dist::agree(control, [&] {
     SAFEGRAD_CHECK(with.empty() || without.empty(), InputError,
                    "parallel.device: auto: ranks {} see a GPU, ranks {} do not; set cpu, or start "
                    "the job where every rank has one",
-                   with, without);
+                   dist::list_ranks(with), dist::list_ranks(without));
   });
 }
 

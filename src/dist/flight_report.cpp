@@ -11,6 +11,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "dist/start_agreement.h"
 
 namespace safegrad::dist {
 namespace {
@@ -28,7 +29,7 @@ std::string describe(const Flight& flight) {
 }
 
 std::string name_ranks(const std::vector<int>& ranks) {
-  return fmt::format("rank{} {}", ranks.size() > 1 ? "s" : "", fmt::join(ranks, ", "));
+  return fmt::format("rank{} {}", ranks.size() > 1 ? "s" : "", list_ranks(ranks));
 }
 
 // With where they run: somebody has to go there.

@@ -221,6 +221,12 @@ TEST(FlightReport, FollowsRanksThatWaitToTheOneThatDoesNot) {
               StartsWith("rank 3 has not come to all_gather 7 of shards 1"));
 }
 
+TEST(FlightReport, NamesManyRanksByTheirRange) {
+  const std::string report =
+      explain_standstill({log_of(0, 1024, {call("world", 9, "barrier")})}, {});
+  EXPECT_THAT(report, StartsWith("ranks 1-1023 give no sign of life"));
+}
+
 // Ranks that are not in the group at all are not behind in it.
 TEST(FlightReport, BlamesNobodyWhereAllOfTheGroupAreThere) {
   const std::vector<Flight> first = {call("shards 0", 5, "all_gather")};
