@@ -56,6 +56,7 @@ std::string to_json_line(const StepRecord& record) {
   put("align_tokens", record.align_tokens);
   put("seconds", record.seconds);
   put("tokens_per_s", record.tokens_per_s);
+  put("flops", record.flops);
   put("speed_of_light", record.speed_of_light);
   put_if("checkpoint_seconds", record.checkpoint_seconds);
   put("skipped", record.skipped);

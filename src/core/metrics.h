@@ -30,6 +30,7 @@ struct StepRecord {
   int64_t task_tokens = 0, align_tokens = 0;  ///< all tokens, scored or not
   double seconds = 0;
   double tokens_per_s = 0;
+  double flops = 0;           ///< of the necessary matrix products (docs/plan.md), all ranks
   double speed_of_light = 0;  ///< share of the shortest time for the necessary matrix products
   /// Time that training stood still for a checkpoint after this step, on rank 0.
   std::optional<double> checkpoint_seconds;

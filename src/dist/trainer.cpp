@@ -131,6 +131,7 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
   record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   record.tokens_per_s =
       static_cast<double>(record.task_tokens + record.align_tokens) / record.seconds;
+  record.flops = totals.flops;
   if (gemm_rate_ > 0) record.speed_of_light = totals.flops / gemm_rate_ / record.seconds;
   return record;
 }

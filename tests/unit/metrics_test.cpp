@@ -78,29 +78,12 @@ TEST(StepRecordJson, KeysComeInTheDocumentedOrder) {
 
   const std::vector<std::string> keys = keys_of(to_json_line(record));
 
-  EXPECT_EQ(keys, (std::vector<std::string>{"step",
-                                            "epoch",
-                                            "loss_task",
-                                            "loss_align",
-                                            "uu",
-                                            "ua",
-                                            "aa",
-                                            "cosine",
-                                            "conflict",
-                                            "c_task",
-                                            "c_align",
-                                            "grad_norm",
-                                            "clip",
-                                            "lr",
-                                            "task_tokens",
-                                            "align_tokens",
-                                            "seconds",
-                                            "tokens_per_s",
-                                            "speed_of_light",
-                                            "skipped",
-                                            "probe",
-                                            "phase_seconds",
-                                            "units"}));
+  EXPECT_EQ(keys, (std::vector<std::string>{
+                      "step",         "epoch",     "loss_task",     "loss_align", "uu",
+                      "ua",           "aa",        "cosine",        "conflict",   "c_task",
+                      "c_align",      "grad_norm", "clip",          "lr",         "task_tokens",
+                      "align_tokens", "seconds",   "tokens_per_s",  "flops",      "speed_of_light",
+                      "skipped",      "probe",     "phase_seconds", "units"}));
 }
 
 TEST(StepRecordJson, WhatWentWrongIsSaidInFull) {
@@ -128,10 +111,10 @@ TEST(StepRecordJson, OneObjectiveLeavesOutAlignmentAndEmptyMaps) {
 
   const std::vector<std::string> keys = keys_of(to_json_line(record));
 
-  EXPECT_EQ(keys,
-            (std::vector<std::string>{"step", "epoch", "loss_task", "uu", "conflict", "c_task",
-                                      "grad_norm", "clip", "lr", "task_tokens", "align_tokens",
-                                      "seconds", "tokens_per_s", "speed_of_light", "skipped"}));
+  EXPECT_EQ(keys, (std::vector<std::string>{"step", "epoch", "loss_task", "uu", "conflict",
+                                            "c_task", "grad_norm", "clip", "lr", "task_tokens",
+                                            "align_tokens", "seconds", "tokens_per_s", "flops",
+                                            "speed_of_light", "skipped"}));
 }
 
 TEST(StepRecordJson, ValuesReadBackToTheSameBits) {
