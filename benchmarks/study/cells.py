@@ -1,0 +1,94 @@
+"""cells.py: what a study consists of, read from its two YAML files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from errors import InputError
+from study_data import ALIGN
+
+SCALE_KEYS = {"model": str, "run": str, "grid": str, "samples": int, "launch": str, "judge": str,
+              "jobs": int, "folder": str, "results": str}
+DATA_KEYS = {"align_samples": ALIGN, "mixed": 0, "judge": True}  # of an arm, with their defaults
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One model on one kind of machine."""
+
+    model: Path
+    align_first: str | None  # config of the stage that makes the start model; None: `model` is it
+    run: str
+    samples: int
+    launch: list[str]
+    judge: list[str]
+    jobs: int
+    folder: Path
+    results: Path
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run and its evaluation."""
+
+    arm: str
+    overrides: dict[str, object]  # config key -> value
+    align_samples: int
+    mixed: int
+    judged: bool
+    poison: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-p{100 * self.poison:g}-s{self.seed}"
+
+
+def read_scale(path: Path) -> tuple[Scale, list[Cell]]:
+    keys = read_yaml(path)
+    for key, kind in SCALE_KEYS.items():
+        if not isinstance(keys.get(key), kind):
+            raise InputError(f"{path}: {key}: is {keys.get(key)!r}, must be a {kind.__name__}")
+    unknown = set(keys) - set(SCALE_KEYS) - {"align_first"}
+    if unknown:
+        raise InputError(f"{path}: {', '.join(sorted(unknown))}: no such key")
+    scale = Scale(Path(keys["model"]), keys.get("align_first"), keys["run"], keys["samples"],
+                  keys["launch"].split(), keys["judge"].split(), keys["jobs"],
+                  Path(keys["folder"]), Path(keys["results"]))
+    return scale, read_grid(Path(keys["grid"]))
+
+
+def read_grid(path: Path) -> list[Cell]:
+    """All cells in the order in which they run."""
+    grid = read_yaml(path)
+    cells: dict[str, Cell] = {}
+    for group in grid["cells"]:
+        for seed in group["seeds"]:
+            for poison in group["poison"]:
+                for arm in group["arms"]:
+                    if arm not in grid["arms"]:
+                        raise InputError(f"{path}: cells: {arm}: no such arm")
+                    cell = make_cell(arm, grid["arms"][arm], poison, seed)
+                    if cell.name in cells:
+                        raise InputError(f"{path}: cells: {cell.name} is there twice")
+                    cells[cell.name] = cell
+    return list(cells.values())
+
+
+def make_cell(arm: str, keys: dict[str, object], poison: float, seed: int) -> Cell:
+    data = {key: keys.get(key, default) for key, default in DATA_KEYS.items()}
+    overrides = {key: value for key, value in keys.items() if key not in DATA_KEYS}
+    return Cell(arm, overrides, data["align_samples"], data["mixed"], data["judge"], poison, seed)
+
+
+def read_yaml(path: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: keys are expected")
+    return content

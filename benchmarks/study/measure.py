@@ -1,0 +1,73 @@
+"""measure.py: what is kept of a cell: settings, measures, and every step's scalars."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from errors import InputError
+
+SERIES = ["loss_task", "loss_align", "uu", "ua", "aa", "cosine", "c_task", "c_align", "grad_norm",
+          "clip"]
+FORMAT = "safegrad.study/1"
+
+
+def read_steps(run: Path) -> list[dict]:
+    """The steps of a finished run."""
+    path = run / "metrics.jsonl"
+    steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not steps or "probe" not in steps[-1]:
+        raise InputError(f"{path}: its last step has no probe results; the run did not end")
+    return steps
+
+
+def measures_of_run(run: Path) -> dict:
+    """`heldout` (loss and KL of refusals that were not trained on), `conflict` over the steps that
+    compared two gradients, `cost`, and `steps`: lists with an entry a step, 6 digits.
+    """
+    steps = read_steps(run)
+    compared = [step for step in steps if step.get("cosine") is not None and step["aa"] > 0]
+    conflict = None
+    if compared:
+        conflict = {
+            "rate": statistics.fmean(step["conflict"] for step in compared),
+            "mean_cosine": statistics.fmean(step["cosine"] for step in compared),
+            "median_c_align": statistics.median(step["c_align"] for step in compared),
+            "steps": len(compared),
+        }
+    series = {key: [rounded(step.get(key)) for step in steps] for key in SERIES}
+    versions = (run / "config.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
+    return {
+        "heldout": steps[-1]["probe"]["heldout"],
+        "conflict": conflict,
+        "cost": {"seconds": sum(step["seconds"] for step in steps),
+                 "flops": sum(step["flops"] for step in steps),
+                 "task_tokens": sum(step["task_tokens"] for step in steps),
+                 "align_tokens": sum(step["align_tokens"] for step in steps)},
+        "steps": {key: values for key, values in series.items() if set(values) != {None}},
+        "versions": versions.lstrip("# "),
+    }
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def judged(folder: Path) -> dict:
+    """The results of the one model that judge.py wrote into `folder`."""
+    files = sorted(folder.glob("*.json"))
+    if len(files) != 1:
+        raise InputError(f"{folder}: has {len(files)} results of judge.py, one was expected")
+    content = json.loads(files[0].read_text(encoding="utf-8"))
+    return {"preset": content["preset"], "results": content["results"],
+            "versions": next(iter(content["judged"].values()))["versions"]}
+
+
+def write_json(path: Path, content: dict) -> None:
+    """A line a key: readable, and short enough to be kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
+    temporary.write_text("{" + ",\n ".join(lines) + "}\n", encoding="utf-8")
+    temporary.replace(path)
