@@ -1,6 +1,6 @@
 """Writes docs/config.md from what `safegrad schema` prints.
 
-    safegrad schema | python tools/config_page.py > docs/config.md
+    build/safegrad schema | .venv/bin/python tools/config_page.py > docs/config.md
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import sys
 HEAD = """\
 # The config
 
-<!-- Made by `safegrad schema | python tools/config_page.py`; edit src/core/config_meanings.cpp. -->
+<!-- Made by `build/safegrad schema | .venv/bin/python tools/config_page.py`;
+     edit src/core/config_meanings.cpp. -->
 
 A run is one YAML file. `safegrad check CONFIG` says whether it is right; every mistake is reported
 with its line, its key and what is allowed. Unknown and duplicate keys are mistakes.

@@ -4,8 +4,9 @@ import json
 
 import pytest
 from chat import Chat
-from conftest import LLAMA3_TEMPLATE, UNSTABLE_TEMPLATE, decode, make_folder, scored_runs
+from conftest import decode, scored_runs
 from errors import InputError
+from tiny_tokenizer import LLAMA3_TEMPLATE, UNSTABLE_TEMPLATE, make_folder
 
 
 def user(text):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import judge
 import pytest
-from conftest import LLAMA3_TEMPLATE, make_folder
 from errors import InputError
 from judging import engines, prompts, report
 from judging.engines import base_folder, common_prefix, cut, plan_batches, stop_tokens
@@ -22,6 +21,7 @@ from judging.records import Records
 from judging.verdicts import (AFFIRMATIVE_OPENINGS, LABEL_RULES, REFUSAL_OPENINGS, judge_reply,
                               opens_with, says)
 from quickstart_data import OPENINGS, REFUSAL_CLASSES, REFUSALS
+from tiny_tokenizer import LLAMA3_TEMPLATE, make_folder
 
 
 # ---- verdicts

@@ -6,7 +6,7 @@ tests/interop runs it in an environment of its own.
 import json
 
 import pytest
-from conftest import LLAMA3_TEMPLATE, make_folder
+from tiny_tokenizer import LLAMA3_TEMPLATE, make_folder
 from tokenizers import Tokenizer
 
 # First: the torch of launch/setup without a GPU is there for LibTorch and cannot be imported.
