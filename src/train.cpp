@@ -298,7 +298,8 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
   }
   const auto metrics = begin_files(job, start, mesh);
   dist::CheckpointWriter checkpoints(trainer, mesh, checkpoint_folder(job.config),
-                                     job.config.checkpoint, facts, [&metrics] {
+                                     job.config.checkpoint, facts, launcher.watchdog().files(),
+                                     [&metrics] {
                                        if (metrics) metrics->sync();
                                      });
   trainer.measure_speed_of_light();

@@ -88,8 +88,9 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
      "faster, less exact; nothing to do with `bfloat16`"},
     {"parallel.timeout_seconds",
      "a rank that waits longer than this in one collective ends the job, with a report of which "
-     "rank is behind ([reliability.md](reliability.md)); longer than the slowest rank may take to "
-     "load its weights"},
+     "rank is behind, or one whose disk takes nothing of a checkpoint for as long "
+     "([reliability.md](reliability.md)); longer than the slowest rank may take to load its "
+     "weights"},
     {"probe",
      "A list, scored by likelihood, without generating text. A file with choice groups gives the "
      "share of groups that each class wins, and the share whose greedy reply begins with one of "

@@ -71,12 +71,13 @@ struct CheckpointWriter::Copy {
 
 CheckpointWriter::CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string folder,
                                    const CheckpointSection& keep, Manifest facts,
-                                   std::function<void()> before_seal)
+                                   Heartbeat& heartbeat, std::function<void()> before_seal)
     : trainer_(trainer),
       mesh_(mesh),
       folder_(std::move(folder)),
       keep_(keep),
       manifest_(std::move(facts)),
+      heartbeat_(heartbeat),
       before_seal_(std::move(before_seal)),
       sealed_(manifest_.step) {
   manifest_.ranks = mesh_.world().size();
@@ -99,6 +100,7 @@ void CheckpointWriter::run(std::function<void()> work) {
     } catch (...) {
       failure_ = std::current_exception();
     }
+    heartbeat_.rest();
     busy_ = false;
   });
 }
@@ -148,9 +150,11 @@ void CheckpointWriter::copy_state() {
 // would be right for whatever a failing disk or memory made of it.
 void CheckpointWriter::write_shard() {
   const std::string folder = folder_ + "/" + checkpoint_name(manifest_.step) + ".tmp";
+  const std::string path = folder + "/" + shard_name(mesh_.shard_group().rank(), manifest_.shards);
+  const std::string doing = "writing " + path;
+  heartbeat_.beat(doing);
   make_folders(folder);
 
-  const std::string path = folder + "/" + shard_name(mesh_.shard_group().rank(), manifest_.shards);
   std::vector<SafetensorsWriter::Entry> entries;
   std::map<std::string, std::string> metadata;
   for (const Copy& copy : copies_) {
@@ -172,8 +176,10 @@ void CheckpointWriter::write_shard() {
         SAFEGRAD_CHECK(!broken_off_, RunError, "{}: broken off", path);
         writer.append(
             std::as_bytes(std::span(values).subspan(i, std::min(kPiece, values.size() - i))));
+        heartbeat_.beat(doing);
         if (hash.bytes() - synced < kUnsynced) continue;
         writer.sync();
+        heartbeat_.beat(doing);
         synced = hash.bytes();
       }
     }
@@ -184,9 +190,13 @@ void CheckpointWriter::write_shard() {
 }
 
 void CheckpointWriter::seal(int64_t since, const std::vector<WrittenShard>& shards) {
+  const std::string name = folder_ + "/" + checkpoint_name(manifest_.step);
+  heartbeat_.beat("bringing to the disk what goes before " + name);
   if (before_seal_) before_seal_();
+  heartbeat_.beat("sealing " + name);
   seal_checkpoint(folder_, manifest_, shards);
   if (broken_off_) return;
+  heartbeat_.beat("removing checkpoints before " + name);
   CheckpointSection keep = keep_;
   keep.keep_last += keep_one_more_;
   prune_checkpoints(folder_, since, manifest_.step, keep);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "dist/checkpoint_files.h"
+#include "dist/heartbeat.h"
 #include "dist/trainer.h"
 
 namespace safegrad::dist {
@@ -31,9 +32,10 @@ class CheckpointWriter {
  public:
   /// `facts`: config, inputs and versions for the manifest, and as `step` where the run begins.
   /// `before_seal` runs on rank 0's thread: brings to the disk what must not be older than the
-  /// checkpoint. Removes what crashes left half-written. Collective.
+  /// checkpoint. `heartbeat`: of the threads, for a watchdog; a disk that hangs would hold up
+  /// finish() and the destructor for ever. Removes what crashes left half-written. Collective.
   CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string folder, const CheckpointSection& keep,
-                   Manifest facts, std::function<void()> before_seal = {});
+                   Manifest facts, Heartbeat& heartbeat, std::function<void()> before_seal = {});
   ~CheckpointWriter();  ///< breaks off what is under way, within the sync of a few pieces
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
@@ -63,6 +65,7 @@ class CheckpointWriter {
   CheckpointSection keep_;
   bool keep_one_more_ = false;
   Manifest manifest_;
+  Heartbeat& heartbeat_;
   std::function<void()> before_seal_;
   int64_t sealed_;  // step of the last checkpoint that was begun to be sealed
   std::vector<Copy> copies_;

@@ -84,14 +84,25 @@ std::vector<FlightLog> read_logs(const Guard& what, const std::vector<int>& rank
   return logs;
 }
 
-}  // namespace
+std::string explain_deadline(const Guard& what) {
+  return fmt::format("no progress for {:g} s ({})",
+                     std::chrono::duration<double>(what.deadline).count(), what.deadline_name);
+}
 
-class Watchdog::Watch {
+void tell(const std::string& text) {
+  fmt::print(stderr, "error: {}\n", text);
+  std::fflush(stderr);
+}
+
+// A thread that calls `look` every tick, until it is true or this object goes. `passed` is this
+// process's own time since the last look, at most two ticks of it: after a stop of the process it
+// knows nothing of what others did meanwhile.
+class Ticks {
  public:
-  Watch(const FlightRecord& record, const std::function<void()>& end_job, Guard what)
-      : record_(record), end_job_(end_job), what_(std::move(what)), thread_([this] { run(); }) {}
+  explicit Ticks(std::function<bool(milliseconds passed)> look)
+      : look_(std::move(look)), thread_([this] { run(); }) {}
 
-  ~Watch() {
+  ~Ticks() {
     {
       const std::lock_guard lock(mutex_);
       stopped_ = true;
@@ -103,29 +114,99 @@ class Watchdog::Watch {
  private:
   void run() {
     Clock::time_point last = Clock::now();
-    while (!sleep(kTick)) {
+    while (!sleep()) {
       const Clock::time_point now = Clock::now();
-      const bool late =
-          look(std::min(std::chrono::duration_cast<milliseconds>(now - last), 2 * kTick));
+      if (look_(std::min(std::chrono::duration_cast<milliseconds>(now - last), 2 * kTick))) return;
       last = now;
-      if (late || others_are_late()) {
-        alarm(kLastResort_s);
-        report();
-        end_job_();
-        alarm(0);
-        return;
-      }
     }
   }
 
   // True when stopped.
-  bool sleep(milliseconds time) {
+  bool sleep() {
     std::unique_lock lock(mutex_);
-    return wake_.wait_for(lock, time, [&] { return stopped_; });
+    return wake_.wait_for(lock, kTick, [&] { return stopped_; });
   }
 
-  // `passed` is this process's own time since the last look, at most two ticks of it: after a stop
-  // of the process it knows nothing of what the others did meanwhile.
+  const std::function<bool(milliseconds)> look_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stopped_ = false;
+  std::thread thread_;  // last: it uses the others
+};
+
+}  // namespace
+
+// Its thread touches no file: where a file system hangs, it is the one that still can speak. Nor
+// does it leave a flight record there: which file is known.
+class Watchdog::DiskWatch {
+ public:
+  DiskWatch(const std::vector<const Heartbeat*>& hearts, const std::function<void()>& end_job,
+            const Guard& what)
+      : end_job_(end_job),
+        what_(what),
+        hearts_(hearts.begin(), hearts.end()),
+        ticks_([this](milliseconds passed) { return tick(passed); }) {}
+
+ private:
+  struct Heart {
+    explicit Heart(const Heartbeat* beats) : heart(beats) {}
+    const Heartbeat* heart;
+    Heartbeat::Now seen;
+    milliseconds still{0};
+  };
+
+  bool tick(milliseconds passed) {
+    for (Heart& h : hearts_) {
+      Heartbeat::Now now = h.heart->now();
+      h.still = now.beats == h.seen.beats ? h.still + passed : milliseconds(0);
+      h.seen = std::move(now);
+      if (h.seen.what.empty() || h.still <= what_.deadline) continue;
+      alarm(kLastResort_s);
+      tell(explain(h.seen.what));
+      end_job_();
+      alarm(0);
+      return true;
+    }
+    return false;
+  }
+
+  std::string explain(const std::string& doing) const {
+    const std::string place =
+        what_.places.empty()
+            ? ""
+            : fmt::format(" ({})", what_.places.at(static_cast<size_t>(what_.rank)));
+    return fmt::format(
+        "{}: rank {}{} is still {}: the disk or file system does not answer; look there first. "
+        "Checkpoints that are complete stay so: --resume auto goes on from the newest",
+        explain_deadline(what_), what_.rank, place, doing);
+  }
+
+  const std::function<void()>& end_job_;
+  const Guard what_;
+  std::vector<Heart> hearts_;
+  Ticks ticks_;  // last: it uses the others
+};
+
+class Watchdog::Watch {
+ public:
+  Watch(const FlightRecord& record, Heartbeat& looks, const std::function<void()>& end_job,
+        const Guard& what)
+      : record_(record),
+        looks_(looks),
+        end_job_(end_job),
+        what_(what),
+        ticks_([this](milliseconds passed) { return tick(passed); }) {}
+
+ private:
+  bool tick(milliseconds passed) {
+    if (!look(passed) && !others_are_late()) return false;
+    alarm(kLastResort_s);
+    report();
+    end_job_();
+    alarm(0);
+    return true;
+  }
+
   bool look(milliseconds passed) {
     const FlightRecord::Now now = record_.now();
     const bool same = now.last == seen_.last && now.awaited == seen_.awaited;
@@ -139,8 +220,11 @@ class Watchdog::Watch {
     if (what_.folder.empty() || since_look_ < look_interval(what_)) return false;
     since_look_ = milliseconds(0);
     const std::filesystem::path folder = what_.folder, parent = folder.parent_path();
-    return list(parent.parent_path()).contains(parent.filename()) &&
-           list(parent).contains(folder.filename());
+    looks_.beat(fmt::format("looking into {}", parent.parent_path().string()));
+    const bool late = list(parent.parent_path()).contains(parent.filename()) &&
+                      list(parent).contains(folder.filename());
+    looks_.rest();
+    return late;
   }
 
   void report() {
@@ -198,7 +282,7 @@ class Watchdog::Watch {
     const std::string text = fmt::format(
         "{}: {}\n  look there first; where ranks are only slow, give them more time\n  the last "
         "collectives of each rank are in {}",
-        explain_deadline(), explain_standstill(std::move(logs), what_.places), what_.folder);
+        explain_deadline(what_), explain_standstill(std::move(logs), what_.places), what_.folder);
     tell(text);
     if (descriptor < 0) return;
     static_cast<void>(!write(descriptor, text.data(), text.size()));
@@ -215,29 +299,17 @@ class Watchdog::Watch {
     }
   }
 
-  std::string explain_deadline() const {
-    return fmt::format("no progress for {:g} s ({})",
-                       std::chrono::duration<double>(what_.deadline).count(), what_.deadline_name);
-  }
-
   std::string explain_alone(const FlightLog& own) const {
-    return fmt::format("rank {}: {}: {}", what_.rank, explain_deadline(), explain_rank(own));
-  }
-
-  static void tell(const std::string& text) {
-    fmt::print(stderr, "error: {}\n", text);
-    std::fflush(stderr);
+    return fmt::format("rank {}: {}: {}", what_.rank, explain_deadline(what_), explain_rank(own));
   }
 
   const FlightRecord& record_;
+  Heartbeat& looks_;
   const std::function<void()>& end_job_;
   const Guard what_;
   FlightRecord::Now seen_;
   milliseconds still_{0}, since_look_{0};
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  bool stopped_ = false;
-  std::thread thread_;  // last: it uses the others
+  Ticks ticks_;  // last: it uses the others
 };
 
 Watchdog::Watchdog(std::function<void()> end_job) : end_job_(std::move(end_job)) {}
@@ -246,7 +318,9 @@ Watchdog::~Watchdog() = default;
 
 void Watchdog::guard(const Guard& what) {
   watch_.reset();
-  if (what.ranks > 1) watch_ = std::make_unique<Watch>(record_, end_job_, what);
+  disk_watch_ =
+      std::make_unique<DiskWatch>(std::vector<const Heartbeat*>{&files_, &looks_}, end_job_, what);
+  if (what.ranks > 1) watch_ = std::make_unique<Watch>(record_, looks_, end_job_, what);
 }
 
 std::string new_flight_folder(const std::string& parent) {

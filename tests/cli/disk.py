@@ -1,4 +1,4 @@
-"""Disks that are slow, that lie or keep a diary: disk_shim.cpp, built and put under the ranks."""
+"""Disks that are slow, lie, hang or keep a diary: disk_shim.cpp, built and put under the ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SOURCE = Path(__file__).with_name("disk_shim.cpp")
 def disk(folder: Path, **settings: object) -> dict[str, str]:
     """Variables that put the shim under a process; built in `folder` where it is not there.
 
-    Keys as in disk_shim.cpp, in lower case: slow_us, flip, diary.
+    Keys as in disk_shim.cpp, in lower case: slow_us, flip, hang, diary.
     """
     library = folder / "libdisk_shim.so"
     if not library.exists():

@@ -1,17 +1,21 @@
-// disk_shim.cpp: a disk that is slow, that lies, or that keeps a diary, for tests. disk.py builds
-// it and puts it between a rank and the C library (LD_PRELOAD). It touches only what lies below a
-// folder named `checkpoints`; the diary is of everything.
+// disk_shim.cpp: a disk that is slow, that lies, that hangs, or that keeps a diary, for tests.
+// disk.py builds it and puts it between a rank and the C library (LD_PRELOAD).
 //
-//   SAFEGRAD_TEST_DISK_SLOW_US  every write, sync and renaming takes so many microseconds longer
+//   SAFEGRAD_TEST_DISK_SLOW_US  every write, sync and renaming below a folder named `checkpoints`
+//                               takes so many microseconds longer
 //   SAFEGRAD_TEST_DISK_FLIP     in files whose path has this in it one bit of what is written
-//   differs SAFEGRAD_TEST_DISK_DIARY    file to which a line for each sync, renaming and new folder
-//   goes
+//                               differs
+//   SAFEGRAD_TEST_DISK_HANG     the sync, the renaming to, and the listing of a path that ends in
+//                               this never come back
+//   SAFEGRAD_TEST_DISK_DIARY    file to which a line for each sync, renaming and new folder goes
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -47,6 +51,14 @@ void wait_for_disk(const std::string& path) {
     ::usleep(static_cast<useconds_t>(std::atoi(us)));
 }
 
+void hang_at(const std::string& path) {
+  const char* end = setting("HANG");
+  while (end && path.size() >= std::strlen(end) &&
+         path.compare(path.size() - std::strlen(end), std::string::npos, end) == 0) {
+    ::pause();
+  }
+}
+
 void note(const std::string& line) {
   const char* diary = setting("DIARY");
   if (!diary) return;
@@ -79,6 +91,7 @@ size_t fwrite(const void* data, size_t size, size_t count, std::FILE* stream) {
 int fsync(int descriptor) {
   const std::string path = path_of(descriptor);
   wait_for_disk(path);
+  hang_at(path);
   const int result = real<decltype(fsync)>("fsync")(descriptor);
   note("sync " + path);
   return result;
@@ -86,6 +99,7 @@ int fsync(int descriptor) {
 
 int rename(const char* from, const char* to) {
   wait_for_disk(absolute(to));
+  hang_at(absolute(to));
   const int result = real<decltype(rename)>("rename")(from, to);
   note("rename " + absolute(to));
   return result;
@@ -95,6 +109,21 @@ int mkdir(const char* path, mode_t mode) {
   const int result = real<decltype(mkdir)>("mkdir")(path, mode);
   if (result == 0) note("mkdir " + absolute(path));
   return result;
+}
+
+// How libstdc++ lists a folder: by one or the other.
+int openat(int folder, const char* path, int flags, ...) {
+  va_list rest;
+  va_start(rest, flags);
+  const mode_t mode = (flags & O_CREAT) != 0 ? va_arg(rest, mode_t) : 0;
+  va_end(rest);
+  if ((flags & O_DIRECTORY) != 0) hang_at(absolute(path));
+  return real<int(int, const char*, int, ...)>("openat")(folder, path, flags, mode);
+}
+
+DIR* opendir(const char* path) {
+  hang_at(absolute(path));
+  return real<decltype(opendir)>("opendir")(path);
 }
 
 }  // extern "C"

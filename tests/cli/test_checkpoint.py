@@ -328,3 +328,42 @@ def test_a_folder_that_becomes_read_only_ends_the_job(job, small_disk):
     assert ended.code == 2
     told = "error: out/checkpoints/step-000001.tmp: cannot be made: Read-only file system"
     assert told in ended.err
+
+
+# what hangs (on one of the ranks) -> ranks, the rank that says so, what it was at
+HANGING = {
+    "step-000006.tmp/shard-00001-of-00002.safetensors.tmp":
+        (2, 1, "writing out/checkpoints/step-000006.tmp/shard-00001-of-00002.safetensors"),
+    "step-000006.tmp/shard-00000-of-00001.safetensors.tmp":
+        (1, 0, "writing out/checkpoints/step-000006.tmp/shard-00000-of-00001.safetensors"),
+    "checkpoints/step-000006": (2, 0, "sealing out/checkpoints/step-000006"),
+    "checkpoints/latest": (2, 0, "sealing out/checkpoints/step-000003"),
+}
+
+
+@pytest.mark.parametrize("path", HANGING)
+def test_a_disk_that_hangs_ends_the_job_and_leaves_the_last_checkpoint(job, path):
+    ranks, rank, doing = HANGING[path]
+    settings = ["--set", "train.steps=20", "--set", "checkpoint.every_steps=3"]
+    hanging = start(job, *settings, "--set", "parallel.timeout_seconds=5", ranks=ranks,
+                    variables=disk(job, hang=path))
+    _, err = hanging.communicate(timeout=SECONDS)
+
+    assert hanging.returncode != 0
+    assert err.count("error: ") == 1, err
+    assert f"error: no progress for 5 s (parallel.timeout_seconds): rank {rank} (" in err
+    assert f" is still {doing}" in err and "--resume auto" in err
+    assert verify_checkpoints(job / "out") >= 1
+    resumed = train(job, *settings, "--resume", "auto")
+    assert resumed.code == 0, resumed.err
+    assert len(metrics(job / "out")) == 20
+
+
+def test_a_hanging_file_system_is_named_where_no_rank_is_writing(job):
+    running = start(job, "--set", "train.steps=1000000", "--set", "parallel.timeout_seconds=5",
+                    variables=disk(job, hang=f"{job.name}/out"))
+    _, err = running.communicate(timeout=SECONDS)
+
+    assert running.returncode != 0
+    assert "error: no progress for 5 s (parallel.timeout_seconds): rank " in err
+    assert " is still looking into out: the disk or file system does not answer" in err

@@ -91,7 +91,7 @@ class Checkpoints : public ::testing::Test {
     const std::vector<int64_t> steps = dist::list_checkpoints(folder());
     facts.step = steps.empty() ? 0 : steps.back();
     return std::make_unique<dist::CheckpointWriter>(*job.trainer, job.mesh, folder(),
-                                                    job.config.checkpoint, facts);
+                                                    job.config.checkpoint, facts, heartbeat_);
   }
   void save(TinyJob& job, int64_t step = kStop) {
     const auto writer = writer_for(job);
@@ -135,6 +135,7 @@ class Checkpoints : public ::testing::Test {
 
   std::unique_ptr<dist::Communicator> all_;
   SharedFolder folder_;
+  dist::Heartbeat heartbeat_;
 };
 
 TEST_F(Checkpoints, FullFineTuningGoesOnToTheBit) {
@@ -301,7 +302,7 @@ TEST_F(Checkpoints, ADiskThatRefusesEndsTheJobOnEveryRankAndLeavesTheLastOneWhol
   const int last = job.mesh.shards() - 1;
   const std::string in_the_way =
       fmt::format("{}.tmp/{}.tmp", saved(2), dist::shard_name(last, job.mesh.shards()));
-  dist::CheckpointWriter writer(*job.trainer, job.mesh, folder(), c.checkpoint, {});
+  dist::CheckpointWriter writer(*job.trainer, job.mesh, folder(), c.checkpoint, {}, heartbeat_);
   if (all_->rank() == 0) fs::create_directories(in_the_way);
   all_->barrier();
 
@@ -357,7 +358,7 @@ TEST_F(Checkpoints, ShardsThatRankZeroDoesNotSeeAreNoCheckpoint) {
   const RunConfig c = config();
   TinyJob job(c, world());
   const std::string own = fmt::format("{}/disk-{}", folder_.path(), all_->rank());
-  dist::CheckpointWriter writer(*job.trainer, job.mesh, own, c.checkpoint, {});
+  dist::CheckpointWriter writer(*job.trainer, job.mesh, own, c.checkpoint, {}, heartbeat_);
   writer.start(2);
   std::string message;
   try {
@@ -378,10 +379,11 @@ TEST_F(Checkpoints, WhatMustNotBeOlderIsBroughtToTheDiskFirst) {
   TinyJob job(c, world());
   int64_t calls = 0;
   bool sealed_before = false;
-  dist::CheckpointWriter writer(*job.trainer, job.mesh, folder(), c.checkpoint, {}, [&] {
-    ++calls;
-    sealed_before = fs::exists(saved(2));
-  });
+  dist::CheckpointWriter writer(*job.trainer, job.mesh, folder(), c.checkpoint, {}, heartbeat_,
+                                [&] {
+                                  ++calls;
+                                  sealed_before = fs::exists(saved(2));
+                                });
   writer.start(2);
   writer.finish();
 

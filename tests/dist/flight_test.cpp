@@ -293,6 +293,41 @@ TEST(Watchdog, LeavesTheRecordsOfAllRanksAndOneReport) {
   }
 }
 
+// One rank alone, too: nobody else would miss it.
+TEST(Watchdog, EndsAJobWhoseDiskDoesNotAnswer) {
+  Guard guard;
+  guard.deadline = std::chrono::seconds(1);
+  guard.deadline_name = "the test's deadline";
+  guard.places = {"node7, process 4711"};
+  std::promise<void> ended;
+  Watchdog dog([&ended] { ended.set_value(); });
+  dog.guard(guard);
+  ::testing::internal::CaptureStderr();
+  dog.files().beat("writing out/shard");
+  ended.get_future().wait();
+  const std::string told = ::testing::internal::GetCapturedStderr();
+
+  EXPECT_THAT(told, StartsWith("error: no progress for 1 s (the test's deadline): rank 0 (node7, "
+                               "process 4711) is still writing out/shard: the disk or file system "
+                               "does not answer"));
+}
+
+TEST(Watchdog, LeavesADiskAloneThatIsSlowOrHasNothingToDo) {
+  bool ended = false;
+  {
+    Watchdog dog([&ended] { ended = true; });
+    dog.guard({0, 1, std::chrono::seconds(2), "", ""});
+    // Longer than the deadline in all, piece by piece; then for longer than it at rest.
+    for (int piece = 0; piece < 60; ++piece) {
+      dog.files().beat("writing out/shard");
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    dog.files().rest();
+    std::this_thread::sleep_for(std::chrono::seconds(3));
+  }
+  EXPECT_FALSE(ended);
+}
+
 TEST(Watchdog, LeavesRanksAloneThatGetOn) {
   const test::TempFolder parent;
   bool ended = false;
