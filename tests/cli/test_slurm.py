@@ -168,7 +168,9 @@ def test_a_cancelled_job_does_not_come_back(job, slurm):
     waiting.communicate(timeout=SECONDS)
 
     assert waiting.returncode != 0
-    time.sleep(1)
-    shown = show(slurm, number)
-    assert "JobState=CANCELLED" in shown
+    deadline = time.monotonic() + SECONDS
+    while "JobState=COMPLETING" in (shown := show(slurm, number)):  # processes are still leaving
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.2)
+    assert "JobState=CANCELLED" in shown, shown
     assert "Restarts=0 " in shown
