@@ -201,19 +201,19 @@ def phases(runs: list[Run]) -> Section:
     return Section(title, [picture])
 
 
-HEAT_MEANING = ("Cosine of the two gradients within each unit of the model; the rule acts on the"
+HEAT_MEANING = ("Cosine of the two gradients within each block of the model; the rule acts on the"
                 " whole model's. Grey: not known, or one gradient is zero.")
-GRAM_HINT = "Set objective.gram_per_unit: true to have the inner products of every block recorded."
+GRAM_HINT = "Set objective.gram_per_block: true to have the inner products of every block recorded."
 
 
 def blocks(runs: list[Run]) -> Section:
-    """A heat map for each run that has the inner products of its units."""
+    """A heat map for each run that has the inner products of its blocks."""
     title = "Conflict by block"
     heats: dict[str, HeatMap] = {}
     for run in runs:
-        names = sorted({name for step in run.steps for name in step.get("units", {})},
-                       key=unit_order)
-        rows = {name: [cosine_of(step.get("units", {}).get(name, {})) for step in run.steps]
+        names = sorted({name for step in run.steps for name in step.get("blocks", {})},
+                       key=block_order)
+        rows = {name: [cosine_of(step.get("blocks", {}).get(name, {})) for step in run.steps]
                 for name in names}
         rows = {name: values for name, values in rows.items() if finite(values)}
         if rows:
@@ -223,19 +223,19 @@ def blocks(runs: list[Run]) -> Section:
     if not heats:
         return Section(title, [], text)
     sizes = sorted(abs(v) for heat in heats.values() for row in heat.values for v in finite(row))
-    # Full colour for the largest twentieth: one unit in strong conflict would fade all others.
+    # Full colour for the largest twentieth: one block in strong conflict would fade all others.
     limit = max(math.ceil(sizes[int(0.95 * (len(sizes) - 1))] * 20) / 20, 0.05)
     return Section(title, [heat_picture(name, heat, limit) for name, heat in heats.items()], text,
                    legend=f"{limit:g}")
 
 
 def why_no_heat_map(run: Run) -> str:
-    if not any(step.get("units") for step in run.steps):
+    if not any(step.get("blocks") for step in run.steps):
         return f"Not recorded in {run.name}. {GRAM_HINT}"
     return f"In {run.name} one of the two gradients is zero throughout, or there is only one."
 
 
-def unit_order(name: str) -> tuple:
+def block_order(name: str) -> tuple:
     """Embedding, blocks by number, then the others: the order of the model."""
     word, _, number = name.partition(" ")
     if word == "block" and number.isdigit():
@@ -244,16 +244,14 @@ def unit_order(name: str) -> tuple:
 
 
 def heat_picture(name: str, heat: HeatMap, limit: float) -> Picture:
-    averages = {unit: mean(row) for unit, row in zip(heat.units, heat.values)}
-    words = ", ".join(f"{unit} {value:.2f}" for unit, value in averages.items())
+    averages = {block: mean(row) for block, row in zip(heat.blocks, heat.values)}
+    words = ", ".join(f"{block} {value:.2f}" for block, value in averages.items())
     notes = []
-    if heat.units == ["adapters"]:
-        notes.append("With LoRA the adapters of all blocks are one unit.")
     if heat.per_column > 1:
         notes.append(f"A column is the mean of {heat.per_column} steps.")
     return Picture(f"blocks {name}", name, "",
                    heat_chart(heat, limit, f"Cosine by block, mean over the steps: {words}."),
-                   {"units": heat.units, "steps": heat.steps,
+                   {"blocks": heat.blocks, "steps": heat.steps,
                     "values": [rounded(row) for row in heat.values],
                     "steps_per_column": heat.per_column, "limit": limit}, notes)
 

@@ -149,9 +149,9 @@ def bar_chart(rows: dict[str, list[float]], unit: str, label: str) -> str:
 
 @dataclass
 class HeatMap:
-    """units x columns; a column is `per_column` steps, of which the mean cosine is shown."""
+    """blocks x columns; a column is `per_column` steps, of which the mean cosine is shown."""
 
-    units: list[str]
+    blocks: list[str]
     steps: list[int]  # the first step of each column
     last_step: int
     values: list[list[float]]
@@ -159,7 +159,7 @@ class HeatMap:
 
 
 def heat_map_of(steps: list[int], rows: dict[str, list[float]]) -> HeatMap:
-    """`rows`: unit -> its cosine at each step, NaN where there is none."""
+    """`rows`: block -> its cosine at each step, NaN where there is none."""
     per_column = max(1, math.ceil(len(steps) / COLUMNS))
     starts = range(0, len(steps), per_column)
 
@@ -180,9 +180,9 @@ def heat_chart(heat: HeatMap, limit: float, label: str) -> str:
         image[where, :3] = to_rgb(COLORS[name][0])
     image[..., 3] = np.where(missing, 0.2, np.clip(np.abs(values) / limit, 0, 1))
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = canvas(66 + max(13 * len(heat.units), 40))
+        figure, axes = canvas(66 + max(13 * len(heat.blocks), 40))
         axes.imshow(image, aspect="auto", interpolation="none")
-        axes.set_yticks(range(len(heat.units)), heat.units, fontsize=10)
+        axes.set_yticks(range(len(heat.blocks)), heat.blocks, fontsize=10)
         columns = np.unique(np.linspace(0, len(heat.steps) - 1, 6).round().astype(int))
         axes.set_xticks(columns, [str(heat.steps[c]) for c in columns])
         axes.set_xlabel("step", labelpad=2)

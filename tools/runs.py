@@ -261,6 +261,6 @@ def scalars(step: dict) -> dict[str, float]:
     for probe, measures in step.get("probe", {}).items():
         for measure, value in measures.items():
             found[f"probe_{probe}/{measure}"] = NAN if value is None else value
-    for unit, gram in step.get("units", {}).items():
-        found[f"unit_cosine/{unit.replace(' ', '_')}"] = cosine_of(gram)
+    for block, gram in step.get("blocks", {}).items():
+        found[f"block_cosine/{block.replace(' ', '_')}"] = cosine_of(gram)
     return {tag: value for tag, value in found.items() if math.isfinite(value)}

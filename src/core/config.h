@@ -59,7 +59,7 @@ struct ObjectiveSection {
   AlignLoss align_loss = AlignLoss::kl;
   KlPositions kl_positions = KlPositions::response;
   GradientMode gradients = GradientMode::one_pass;
-  bool gram_per_unit = false;  ///< also record uu, ua, aa of every unit
+  bool gram_per_block = false;  ///< also record uu, ua, aa of every block
 
   bool operator==(const ObjectiveSection&) const = default;
 };

@@ -73,7 +73,7 @@ void describe(Visitor& v, ObjectiveSection& objective) {
   v.key("align_loss", objective.align_loss);
   v.key("kl_positions", objective.kl_positions);
   v.key("gradients", objective.gradients);
-  v.key("gram_per_unit", objective.gram_per_unit);
+  v.key("gram_per_block", objective.gram_per_block);
 }
 
 template <class Visitor>

@@ -38,8 +38,9 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
      "divided by the number of response tokens either way"},
     {"objective.gradients",
      "`two_pass` runs each objective by itself: the slow comparison for `one_pass`, same result"},
-    {"objective.gram_per_unit",
-     "also record uu, ua, aa of every unit (`units` in `metrics.jsonl`)"},
+    {"objective.gram_per_block",
+     "also record uu, ua, aa of the embedding, every decoder block and the head (`blocks` in "
+     "`metrics.jsonl`); adapters count to their block"},
     {"batch",
      "A whole optimizer step, all ranks together. The number of ranks changes neither the samples "
      "of a step nor their weight."},

@@ -20,8 +20,8 @@ namespace {
 nlohmann::ordered_json to_json(const NotFinite& what) {
   nlohmann::ordered_json json;
   json["losses"] = what.losses;
-  json["units"] = nlohmann::ordered_json::object();
-  for (const auto& [unit, objectives] : what.units) json["units"][unit] = objectives;
+  json["blocks"] = nlohmann::ordered_json::object();
+  for (const auto& [block, objectives] : what.blocks) json["blocks"][block] = objectives;
   json["samples"] = what.samples;
   return json;
 }
@@ -68,7 +68,7 @@ std::string to_json_line(const StepRecord& record) {
   }
   put_map("probe", record.probe);
   put_map("phase_seconds", record.phase_seconds);
-  put_map("units", record.units);
+  put_map("blocks", record.blocks);
   // Names come from token files: replacing bad UTF-8 is better than losing the line.
   return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }

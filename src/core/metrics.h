@@ -40,7 +40,7 @@ struct StepRecord {
   std::map<std::string, double> phase_seconds;  ///< slowest rank
   std::map<std::string, std::map<std::string, double>>
       probe;  ///< name -> class or measure -> value
-  std::map<std::string, std::map<std::string, double>> units;  ///< name -> uu, ua, aa
+  std::map<std::string, std::map<std::string, double>> blocks;  ///< name -> uu, ua, aa
 };
 
 /// One line of JSON without a newline; absent values and empty maps are left out. Numbers read back

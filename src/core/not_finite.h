@@ -15,10 +15,10 @@ inline constexpr const char* kObjectiveNames[] = {"task", "align"};
 struct NotFinite {
   /// Objective -> ranks on whose samples its loss was not finite, ascending.
   std::map<std::string, std::vector<int>> losses;
-  /// Unit -> objectives whose reduced gradient is not finite in it; in the model's order. A loss
-  /// that is not finite breaks the gradient of every unit; a unit that is named alone has
+  /// Block -> objectives whose reduced gradient is not finite in it; in the model's order. A loss
+  /// that is not finite breaks the gradient of every block; a block that is named alone has
   /// overflowed in its own weight gradient.
-  std::vector<std::pair<std::string, std::vector<std::string>>> units;
+  std::vector<std::pair<std::string, std::vector<std::string>>> blocks;
   /// Objective -> samples to look at: those of the ranks above, or where the loss was finite all of
   /// the step's; ascending indexes of sequences in the token file.
   std::map<std::string, std::vector<int64_t>> samples;

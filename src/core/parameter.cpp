@@ -1,5 +1,6 @@
 #include "core/parameter.h"
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 
@@ -37,6 +38,16 @@ void Parameter::settle() {
   for (size_t k = 0; k < grads.size(); ++k) {
     if (grads[k].defined()) started(k);
   }
+}
+
+std::vector<std::string> block_names(const std::vector<Unit>& units) {
+  std::vector<std::string> names;
+  for (const Unit& unit : units) {
+    for (const Parameter* p : unit.parameters) {
+      if (std::find(names.begin(), names.end(), p->block) == names.end()) names.push_back(p->block);
+    }
+  }
+  return names;
 }
 
 }  // namespace safegrad

@@ -21,6 +21,9 @@ struct Piece {
 /// their tensors.
 struct Parameter {
   std::string name;
+  /// What its gradient is recorded under: "embedding", "block 3", "head". An adapter's is that of
+  /// the block it acts in.
+  std::string block;
   std::vector<int64_t> shape;  ///< [out, in] or [n]
   bool trainable = true;
   std::vector<Piece> pieces;  ///< rows in order, covering the parameter
@@ -50,5 +53,8 @@ struct Unit {
   bool resident =
       false;  ///< stays gathered for a whole step (small units that every block reads: adapters)
 };
+
+/// The blocks of the units' parameters, each once, in the order in which they first occur.
+std::vector<std::string> block_names(const std::vector<Unit>& units);
 
 }  // namespace safegrad

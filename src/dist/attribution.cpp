@@ -30,9 +30,9 @@ std::vector<int64_t> samples_of(const StepPlan& plan, size_t objective,
 
 // A gradient's square is enough: products of finite floats are finite in f64, so a mixed product is
 // broken only where one of the two gradients is.
-NotFinite attribute(Mesh& mesh, const at::Tensor& loss, const at::Tensor& unit_grams,
-                    const std::vector<ShardedUnit>& units, const StepPlan& plan) {
-  const at::Tensor squares = unit_grams.diagonal(0, 1, 2);  // [units, K]
+NotFinite attribute(Mesh& mesh, const at::Tensor& loss, const at::Tensor& block_grams,
+                    const std::vector<std::string>& blocks, const StepPlan& plan) {
+  const at::Tensor squares = block_grams.diagonal(0, 1, 2);  // [blocks, K]
   const at::Tensor values = at::cat({loss, squares.flatten()});
   const std::vector<double> all = mesh.world().all_gather_scalars(values);
   const auto n = static_cast<size_t>(values.numel()), k = static_cast<size_t>(loss.numel());
@@ -47,15 +47,15 @@ NotFinite attribute(Mesh& mesh, const at::Tensor& loss, const at::Tensor& unit_g
     }
   }
   std::vector<bool> suspect(k, false);
-  for (size_t u = 0; u < units.size(); ++u) {
+  for (size_t b = 0; b < blocks.size(); ++b) {
     std::vector<std::string> objectives;
     for (size_t o = 0; o < k; ++o) {
       bool any = false;
-      for (int r = 0; r < mesh.shards(); ++r) any = any || broken(r, k + u * k + o);
+      for (int r = 0; r < mesh.shards(); ++r) any = any || broken(r, k + b * k + o);
       if (any) objectives.push_back(kObjectiveNames[o]);
       suspect[o] = suspect[o] || any;
     }
-    if (!objectives.empty()) what.units.emplace_back(units[u].unit().name, std::move(objectives));
+    if (!objectives.empty()) what.blocks.emplace_back(blocks[b], std::move(objectives));
   }
   for (size_t o = 0; o < k; ++o) {
     const auto found = what.losses.find(kObjectiveNames[o]);

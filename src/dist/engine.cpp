@@ -57,7 +57,8 @@ Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
                BufferPool([device = model.backend().device()](int64_t numel, at::ScalarType dtype) {
                  return at::empty({numel}, at::TensorOptions().dtype(dtype).device(device));
                })},
-      clock_(model.backend()) {
+      clock_(model.backend()),
+      blocks_(block_names(model.units())) {
   options_.sharding.device = backend().device();
   units_.reserve(model_.units().size());
   for (const Unit& unit : model_.units()) {
@@ -222,11 +223,9 @@ PassSums Engine::zero_sums() const {
 
 at::Tensor Engine::inner_products() const {
   const auto k = static_cast<int64_t>(objectives());
-  at::Tensor grams = at::zeros({static_cast<int64_t>(units_.size()), k, k},
+  at::Tensor grams = at::zeros({static_cast<int64_t>(blocks_.size()), k, k},
                                at::TensorOptions().dtype(at::kDouble).device(backend().device()));
-  for (size_t u = 0; u < units_.size(); ++u) {
-    units_[u].add_inner_products(kernels(), grams.select(0, static_cast<int64_t>(u)));
-  }
+  for (const ShardedUnit& unit : units_) unit.add_inner_products(kernels(), blocks_, grams);
   return grams;
 }
 

@@ -75,7 +75,10 @@ class Engine {
   /// exchanged the step's scalars, so that none is still reading weights.
   void update(const std::vector<double>& coefficients, const AdamW& adamw);
 
-  /// [units, K, K] f64 on the device: inner products of every unit's accumulated gradients over
+  /// What inner products are of: embedding, decoder blocks, head, in this order. Adapters count to
+  /// the block that they act in.
+  const std::vector<std::string>& blocks() const { return blocks_; }
+  /// [blocks, K, K] f64 on the device: inner products of every block's accumulated gradients over
   /// this rank's shards.
   at::Tensor inner_products() const;
 
@@ -103,6 +106,7 @@ class Engine {
   Buffers buffers_;
   PhaseClock clock_;
   std::vector<ShardedUnit> units_;
+  std::vector<std::string> blocks_;
   std::unique_ptr<Parameter> frozen_head_;  // p_ref's output matrix where the head trains
   std::unique_ptr<ShardedUnit> frozen_head_unit_;
   ShardedUnit* reducing_ = nullptr;  // its reduce-scatters are under way

@@ -181,8 +181,7 @@ class Planning {
     }
     plan_.idle_ranks = std::count(busy.begin(), busy.end(), false);
     work.traffic = plan_.traffic = estimator_.traffic(
-        plan_.micro_batches,
-        step_scalars(input_.config, options_.losses.size(), model_.units().size()));
+        plan_.micro_batches, step_scalars(input_.config, options_.losses.size(), model_));
     // Inner products read the gradients; the update reads them again and sweeps master, m and v.
     const Memory& rest = estimator_.persistent();
     work.swept_bytes += 2.0 * static_cast<double>(rest.gradients) +

@@ -32,6 +32,6 @@ Planner make_planner(const RunConfig& config, std::vector<Stream> streams, int64
 /// The objectives of each pass over a micro-batch: {{0, 1}} in one pass, {{0}, {1}} in two.
 std::vector<std::vector<size_t>> make_passes(const RunConfig& config, size_t objectives);
 /// Numbers (fp64) that a rank sends in a step's one exchange of scalars.
-int64_t step_scalars(const RunConfig& config, size_t objectives, size_t units);
+int64_t step_scalars(const RunConfig& config, size_t objectives, const CausalLM& model);
 
 }  // namespace safegrad::dist

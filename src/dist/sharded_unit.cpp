@@ -106,6 +106,7 @@ ShardedUnit::ShardedUnit(const Unit& unit, size_t objectives, const ShardingOpti
     state_ = {same_dtype ? trainable_.memory.own : at::zeros(size, floats), at::zeros(size, floats),
               at::zeros(size, floats), trainable_.memory.own};
     for (at::Tensor& a : accumulated_) a = at::zeros(size, floats);
+    find_segments();
     find_update_ranges();
   }
   if (!frozen_.group.empty()) allocate(frozen_);
@@ -118,6 +119,18 @@ void ShardedUnit::allocate(Part& part) {
   } else {
     part.memory.own = part.memory.all =
         at::zeros({n}, at::TensorOptions().dtype(options_.compute_dtype).device(options_.device));
+  }
+}
+
+// A shard ends anywhere in a block.
+void ShardedUnit::find_segments() {
+  for (const FlatGroup::Overlap& o : trainable_.group.overlaps()) {
+    const int64_t end = o.offset + (o.end - o.begin);
+    if (!segments_.empty() && segments_.back().block == o.parameter->block) {
+      segments_.back().end = end;
+    } else {
+      segments_.push_back({o.parameter->block, o.offset, end});
+    }
   }
 }
 
@@ -318,8 +331,15 @@ void ShardedUnit::reduce_replicas() {
   for (at::Tensor& a : accumulated_) mesh_.replica_group().all_reduce(a);
 }
 
-void ShardedUnit::add_inner_products(const Kernels& kernels, const at::Tensor& gram) const {
-  if (trains()) kernels.add_inner_products(accumulated_, gram);
+void ShardedUnit::add_inner_products(const Kernels& kernels, const std::vector<std::string>& blocks,
+                                     const at::Tensor& grams) const {
+  for (const Segment& segment : segments_) {
+    const auto row = std::find(blocks.begin(), blocks.end(), segment.block) - blocks.begin();
+    std::vector<at::Tensor> gradients;
+    for (const at::Tensor& a : accumulated_)
+      gradients.push_back(a.narrow(0, segment.begin, segment.end - segment.begin));
+    kernels.add_inner_products(gradients, grams.select(0, row));
+  }
 }
 
 void ShardedUnit::update(const Kernels& kernels, const std::vector<double>& coefficients,

@@ -104,8 +104,10 @@ class ShardedUnit {
   /// One all-reduce per objective across replicas, after the step's last micro-batch.
   void reduce_replicas();
 
-  /// gram [K, K] f64 += inner products of this rank's accumulated gradients.
-  void add_inner_products(const Kernels& kernels, const at::Tensor& gram) const;
+  /// grams [blocks, K, K] f64 += inner products of this rank's accumulated gradients; row b is of
+  /// the parameters whose block is blocks[b]. One kernel for each block that the shard has part of.
+  void add_inner_products(const Kernels& kernels, const std::vector<std::string>& blocks,
+                          const at::Tensor& grams) const;
   /// Fused combine + AdamW on this rank's shard, which other ranks may see
   /// (Communicator::allocate_shards). Vectors (one-dimensional parameters) take no weight decay.
   void update(const Kernels& kernels, const std::vector<double>& coefficients, const AdamW& adamw);
@@ -125,7 +127,13 @@ class ShardedUnit {
     at::Tensor input, output;
     std::unique_ptr<Work> work;
   };
+  /// Elements [begin, end) of the shard, which belong to one block.
+  struct Segment {
+    std::string block;
+    int64_t begin, end;
+  };
   void allocate(Part& part);
+  void find_segments();
   void find_update_ranges();
   void start_gather(Part& part);
   void release(Part& part);
@@ -138,6 +146,7 @@ class ShardedUnit {
   Buffers& buffers_;
   Part trainable_, frozen_;
   ShardState state_;  // [S]; compute: what a gather sends
+  std::vector<Segment> segments_;
   std::vector<UpdateRange> update_ranges_;
   std::vector<at::Tensor> accumulated_;    // K × [S] f32
   std::vector<at::Tensor> gradient_full_;  // K × [P] while lent

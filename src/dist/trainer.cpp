@@ -108,11 +108,11 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
 
   const PassSums sums = accumulate(plan, index);
   engine_.clock().enter(Phase::surgery);
-  const at::Tensor unit_grams = engine_.inner_products();
-  const Totals totals = reduce(sums, unit_grams, own);
+  const at::Tensor block_grams = engine_.inner_products();
+  const Totals totals = reduce(sums, block_grams, own);
   engine_.clock().enter(Phase::surgery);
   to_means(gram_, tokens);
-  for (Gram& unit : unit_grams_) to_means(unit, tokens);
+  for (Gram& block : block_grams_) to_means(block, tokens);
   StepRecord record;
   record.skipped = !totals.finite;
   if (!record.skipped) {
@@ -121,7 +121,7 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
     record.clip = clip_factor(record.grad_norm, config_.optimizer.clip_norm);
     update(index, record.clip, tokens);
   } else {
-    record.not_finite = attribute(mesh_, sums.loss, unit_grams, engine_.units(), plan);
+    record.not_finite = attribute(mesh_, sums.loss, block_grams, engine_.blocks(), plan);
   }
 
   record.loss_task = totals.loss[0] / tokens[0];
@@ -169,12 +169,12 @@ PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<
 // rank's values, summed in rank order, so that all ranks hold the same bits. Inner products are
 // summed over the ranks of one replica (replicas hold the same shards), losses over all ranks. The
 // notices travel along, so that a request to one rank is everybody's at the same step.
-Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& unit_grams,
+Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& block_grams,
                                 const Notice& own) {
   const at::Tensor host = engine_.backend().upload(
       at::tensor({sums.flops, own.stop ? 1.0 : 0.0, own.writing ? 1.0 : 0.0}, at::kDouble));
-  std::vector<at::Tensor> parts = {sums.loss, host, unit_grams.sum(0).flatten()};
-  if (config_.objective.gram_per_unit) parts.push_back(unit_grams.flatten());
+  std::vector<at::Tensor> parts = {sums.loss, host, block_grams.sum(0).flatten()};
+  if (config_.objective.gram_per_block) parts.push_back(block_grams.flatten());
   const at::Tensor values = at::cat(parts);
 
   engine_.clock().enter(Phase::wait);
@@ -199,9 +199,9 @@ Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& unit_gra
     return gram;
   };
   gram_ = next_gram();
-  unit_grams_.clear();
+  block_grams_.clear();
   for (size_t left = n - grams - per_gram; left > 0; left -= per_gram)
-    unit_grams_.push_back(next_gram());
+    block_grams_.push_back(next_gram());
   return totals;
 }
 
@@ -262,9 +262,9 @@ void Trainer::describe(StepRecord& record, const StepPlan& plan, int64_t index) 
   record.cosine = cosine(gram_);
   record.conflict = gram_.at(0, 1) < 0;
   if (!record.skipped) record.c_align = coefficients_[1];
-  for (size_t u = 0; u < unit_grams_.size(); ++u) {
-    const Gram& g = unit_grams_[u];
-    record.units[engine_.units()[u].unit().name] = {
+  for (size_t b = 0; b < block_grams_.size(); ++b) {
+    const Gram& g = block_grams_[b];
+    record.blocks[engine_.blocks()[b]] = {
         {"uu", g.at(0, 0)}, {"ua", g.at(0, 1)}, {"aa", g.at(1, 1)}};
   }
 }

@@ -81,7 +81,7 @@ class Trainer {
 
  private:
   struct Totals;
-  Totals reduce(const PassSums& sums, const at::Tensor& unit_grams, const Notice& own);
+  Totals reduce(const PassSums& sums, const at::Tensor& block_grams, const Notice& own);
   PassSums accumulate(const StepPlan& plan, int64_t index);
   PackedBatch pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
                        int64_t index) const;
@@ -106,7 +106,7 @@ class Trainer {
   uint64_t start_fingerprint_ = 0;
   Notice notice_;
   Gram gram_;
-  std::vector<Gram> unit_grams_;  // gram_per_unit
+  std::vector<Gram> block_grams_;  // gram_per_block
   std::vector<double> coefficients_;
 };
 

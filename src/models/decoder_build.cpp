@@ -13,6 +13,7 @@ Parameter* Decoder::add(Unit& unit, const std::string& name, std::vector<int64_t
                         const Selector& trains) {
   Parameter parameter;
   parameter.name = name;
+  parameter.block = unit.name;
   parameter.trainable = trains(name);
   parameter.pieces = {{name, 0, shape[0]}};
   parameter.shape = std::move(shape);
@@ -112,6 +113,7 @@ void Decoder::add_adapters(const LoraConfig& lora) {
           fmt::format("model.layers.{}.{}.{}", b, target.parent, target.name);
       Parameter* a = add(unit, module + ".lora_A.weight", {lora.rank, target.in}, always);
       Parameter* up = add(unit, module + ".lora_B.weight", {target.out, lora.rank}, always);
+      a->block = up->block = units_[block_unit(b)].name;
       adapters_[module + ".weight"] = {a, up, lora.alpha / static_cast<double>(lora.rank)};
       (blocks_[static_cast<size_t>(b)].*target.projection)
           .add(LoraPart{a, up, target.column, lora.alpha / static_cast<double>(lora.rank),

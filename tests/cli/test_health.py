@@ -58,7 +58,7 @@ def test_steps_that_are_not_finite_end_the_run_with_a_report(job):
     for record in skipped:
         assert record["skipped"] and record["loss_task"] is None
         assert record["not_finite"]["losses"] == {"task": [0, 1], "align": [0, 1]}
-        assert len(record["not_finite"]["units"]) > 2
+        assert len(record["not_finite"]["blocks"]) > 2
         assert len(record["not_finite"]["samples"]["task"]) == 4
 
 
@@ -143,7 +143,7 @@ def test_one_bad_sample_costs_one_step_and_is_named(job):
     what = skipped[0]["not_finite"]
     assert list(what["losses"]) == ["task"] and len(what["losses"]["task"]) == 1
     assert 7 in what["samples"]["task"] and len(what["samples"]["task"]) < 4
-    assert all(objectives == ["task"] for objectives in what["units"].values())
+    assert all(objectives == ["task"] for objectives in what["blocks"].values())
 
 
 def test_a_loss_that_stands_out_is_recorded_with_its_sample(job):

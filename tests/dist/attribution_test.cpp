@@ -113,13 +113,39 @@ TEST_F(Attribution, AnOverflowInOneWeightGradientNamesItsUnitAndObjectiveAlone) 
           ASSERT_TRUE(record.not_finite);
           EXPECT_TRUE(std::isfinite(record.loss_task));
           EXPECT_TRUE(record.not_finite->losses.empty());
-          EXPECT_EQ(record.not_finite->units, (Units{{unit, {"task"}}}));
+          EXPECT_EQ(record.not_finite->blocks, (Units{{unit, {"task"}}}));
           EXPECT_EQ(record.not_finite->samples, (std::map<std::string, std::vector<int64_t>>{
                                                     {"task", job.trainer->drawn_task_samples(0)}}));
           EXPECT_EQ(gathers, 2) << "the step's own, and one to find out";
           EXPECT_EQ(job.trainer->updates(), 0);
         },
         config());
+  }
+}
+
+// The adapter's B is zero at first: it changes no value, and its gradient is dyᵀ (x Aᵀ) with the x
+// of before.
+TEST_F(Attribution, AnOverflowInAnAdapterNamesItsBlock) {
+  RunConfig lora = config();
+  lora.model.trainable.clear();
+  lora.model.lora = LoraConfig{.rank = 4, .targets = {"q_proj", "down_proj"}};
+  write(lora);
+  for (const int64_t layer : {0, 1}) {
+    SCOPED_TRACE("layer " + std::to_string(layer));
+    for_each_sharding(
+        [&](const RunConfig& c) {
+          ChangedJob job(c, [&](const std::string& name, int64_t, float value) {
+            return overflow_in(layer, name, value);
+          });
+          const auto [record, gathers] = job.step(0);
+          ASSERT_TRUE(record.skipped);
+          ASSERT_TRUE(record.not_finite);
+          EXPECT_TRUE(record.not_finite->losses.empty());
+          EXPECT_EQ(record.not_finite->blocks,
+                    (Units{{"block " + std::to_string(layer), {"task"}}}));
+          EXPECT_EQ(gathers, 2) << "the step's own, and one to find out";
+        },
+        lora);
   }
 }
 
@@ -177,7 +203,7 @@ TEST_F(Attribution, ABadEmbeddingNamesTheRankAndTheSamplesThatReadIt) {
         // What is behind the forward pass is broken everywhere, for this objective alone.
         Units expected;
         for (const std::string& name : job.unit_names()) expected.push_back({name, {"task"}});
-        EXPECT_EQ(what.units, expected);
+        EXPECT_EQ(what.blocks, expected);
         EXPECT_EQ(job.trainer->engine().fingerprint(), before) << "a skipped step changes nothing";
       },
       c);

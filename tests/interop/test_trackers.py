@@ -55,7 +55,7 @@ def trained(tmp_path_factory) -> Path:
     """A run with everything that metrics.jsonl can hold, gradient accumulation too."""
     folder = tmp_path_factory.mktemp("job")
     write_job(folder)
-    run(folder, "train", "config.yaml", "--quiet", "--set=objective.gram_per_unit=true",
+    run(folder, "train", "config.yaml", "--quiet", "--set=objective.gram_per_block=true",
         f"--set=train.steps={STEPS}", "--set=batch.max_tokens_per_rank=24",
         "--set=checkpoint.every_steps=3")
     return folder / "out"
@@ -84,12 +84,13 @@ def test_a_real_run_is_drawn_as_it_was_recorded(outside, copied):
         assert drawn["steps"] == list(range(1, STEPS + 1))
         assert drawn["values"] == pytest.approx([step[key] for step in steps], rel=1e-5)  # 6 digits
     heat = data["pictures"][f"blocks {name}"]
-    assert heat["units"] == ["embedding", "block 0", "block 1", "head"]
-    gram = steps[4]["units"]["block 1"]
+    assert heat["blocks"] == ["embedding", "block 0", "block 1", "head"]
+    gram = steps[4]["blocks"]["block 1"]
     assert heat["values"][2][4] == pytest.approx(
         gram["ua"] / math.sqrt(gram["uu"] * gram["aa"]), rel=1e-5)
-    # The units make up the model: their inner products add up to the whole's.
-    assert sum(unit["ua"] for unit in steps[4]["units"].values()) == pytest.approx(steps[4]["ua"])
+    # The blocks make up the model: their inner products add up to the whole's.
+    whole = sum(block["ua"] for block in steps[4]["blocks"].values())
+    assert whole == pytest.approx(steps[4]["ua"])
     summary = data["runs"][0]["summary"]
     assert summary["conflicts"] == sum(step["conflict"] for step in steps)
     assert summary["checkpoint_seconds"] > 0
@@ -116,7 +117,7 @@ def test_tensorboard_reads_the_numbers_of_every_step(outside, copied):
     assert [value for _, value, _ in read["optimizer/skipped"]] == [0] * STEPS + [1]
     assert read["probe_heldout/kl"][0][:2] == [
         2, pytest.approx(steps[1]["probe"]["heldout"]["kl"], rel=1e-6)]
-    assert len(read["unit_cosine/block_1"]) == STEPS - 1  # the first has no alignment gradient
+    assert len(read["block_cosine/block_1"]) == STEPS - 1  # the first has no alignment gradient
     times = [time for _, _, time in read["speed/seconds"]]
     assert times[-1] - times[-2] == pytest.approx(1.5, abs=1e-3)
     assert times[-1] == pytest.approx((copied / "metrics.jsonl").stat().st_mtime, abs=1e-3)

@@ -303,24 +303,24 @@ def test_a_huge_coefficient_does_not_flatten_the_others(tmp_path):
     assert heights[2] - heights[0] > 3  # 0 and 1, in page units: more than two widths of a line
 
 
-def test_the_heat_map_is_the_cosine_of_every_unit(tmp_path):
-    units = {"block 10": {"uu": 4.0, "ua": -1.0, "aa": 1.0}, "head": {"uu": 1, "ua": 0.5, "aa": 1},
+def test_the_heat_map_is_the_cosine_of_every_block(tmp_path):
+    blocks = {"block 10": {"uu": 4.0, "ua": -1.0, "aa": 1.0}, "head": {"uu": 1, "ua": 0.5, "aa": 1},
              "block 2": {"uu": 9.0, "ua": 3.0, "aa": 4.0}, "embedding": {"uu": 0, "ua": 0, "aa": 0}}
-    nothing = {name: dict.fromkeys(("uu", "ua", "aa")) for name in units}
-    folder = write_run(tmp_path / "a", [step(1, units=units), step(2, units=nothing)])
+    nothing = {name: dict.fromkeys(("uu", "ua", "aa")) for name in blocks}
+    folder = write_run(tmp_path / "a", [step(1, blocks=blocks), step(2, blocks=nothing)])
 
     content, data = report(folder, write_run(tmp_path / "b", [step(1)]))
 
     heat = data["pictures"]["blocks a"]
-    assert heat["units"] == ["block 2", "block 10", "head"]  # frozen ones have no gradient
+    assert heat["blocks"] == ["block 2", "block 10", "head"]  # frozen ones have no gradient
     assert heat["values"] == [[0.5, None], [-0.5, None], [0.5, None]]
-    assert "Not recorded in b. Set objective.gram_per_unit: true" in text_of(content)
+    assert "Not recorded in b. Set objective.gram_per_block: true" in text_of(content)
     assert "<image" in picture(content, "a")
 
 
 def test_a_long_heat_map_says_what_a_column_is(tmp_path):
-    units = {"block 0": {"uu": 1.0, "ua": 0.5, "aa": 1.0}}
-    steps = [step(n, units=units) for n in range(1, 1001)]
+    blocks = {"block 0": {"uu": 1.0, "ua": 0.5, "aa": 1.0}}
+    steps = [step(n, blocks=blocks) for n in range(1, 1001)]
 
     content, data = report(write_run(tmp_path / "a", steps))
 
@@ -330,9 +330,9 @@ def test_a_long_heat_map_says_what_a_column_is(tmp_path):
 
 
 def test_the_page_needs_nothing_else_and_tells_what_is_in_its_pictures(tmp_path):
-    units = {"block 0": {"uu": 1.0, "ua": 0.5, "aa": 1.0}}
-    content, _ = report(write_run(tmp_path / "a", [step(1, units=units), step(2, units=units)]),
-                        write_run(tmp_path / "b", [step(1, units=units)]))
+    blocks = {"block 0": {"uu": 1.0, "ua": 0.5, "aa": 1.0}}
+    content, _ = report(write_run(tmp_path / "a", [step(1, blocks=blocks), step(2, blocks=blocks)]),
+                        write_run(tmp_path / "b", [step(1, blocks=blocks)]))
 
     tags = Reader(content).tags
     assert not re.search(r"@import|url\((?!#)", content)
@@ -351,7 +351,7 @@ def test_the_page_needs_nothing_else_and_tells_what_is_in_its_pictures(tmp_path)
 
 def test_names_are_text_and_never_markup(tmp_path):
     evil = '</script><b>&"'
-    steps = [step(n, probe={evil: {"kl": 1.0}}, units={evil: {"uu": 1., "ua": .5, "aa": 1.}})
+    steps = [step(n, probe={evil: {"kl": 1.0}}, blocks={evil: {"uu": 1., "ua": .5, "aa": 1.}})
              for n in (1, 2)]
 
     content, data = report(write_run(tmp_path / '<i>&"', steps))

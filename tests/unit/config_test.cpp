@@ -35,7 +35,7 @@ objective:
   align_loss: sft
   kl_positions: all
   gradients: two_pass
-  gram_per_unit: true
+  gram_per_block: true
 batch:
   task_sequences: 2
   align_sequences: 3
@@ -90,7 +90,7 @@ TEST_F(ConfigTest, EveryKeyReachesItsMember) {
   EXPECT_EQ(config.objective.align_loss, AlignLoss::sft);
   EXPECT_EQ(config.objective.kl_positions, KlPositions::all);
   EXPECT_EQ(config.objective.gradients, GradientMode::two_pass);
-  EXPECT_TRUE(config.objective.gram_per_unit);
+  EXPECT_TRUE(config.objective.gram_per_block);
   EXPECT_EQ(config.batch.task_sequences, 2);
   EXPECT_EQ(config.batch.align_sequences, 3);
   EXPECT_EQ(config.batch.max_tokens_per_rank, 512);

@@ -74,7 +74,7 @@ TEST(StepRecordJson, KeysComeInTheDocumentedOrder) {
   StepRecord record = typical();
   record.probe["refusal"] = {{"comply", 0.25}, {"refuse", 0.75}};
   record.phase_seconds = {{"forward", 1.5}};
-  record.units["block.0"] = {{"aa", 1}, {"ua", 2}, {"uu", 3}};
+  record.blocks["block.0"] = {{"aa", 1}, {"ua", 2}, {"uu", 3}};
 
   const std::vector<std::string> keys = keys_of(to_json_line(record));
 
@@ -83,7 +83,7 @@ TEST(StepRecordJson, KeysComeInTheDocumentedOrder) {
                       "ua",           "aa",        "cosine",        "conflict",   "c_task",
                       "c_align",      "grad_norm", "clip",          "lr",         "task_tokens",
                       "align_tokens", "seconds",   "tokens_per_s",  "flops",      "speed_of_light",
-                      "skipped",      "probe",     "phase_seconds", "units"}));
+                      "skipped",      "probe",     "phase_seconds", "blocks"}));
 }
 
 TEST(StepRecordJson, WhatWentWrongIsSaidInFull) {
@@ -98,7 +98,7 @@ TEST(StepRecordJson, WhatWentWrongIsSaidInFull) {
   const auto spike = nlohmann::ordered_json::parse(to_json_line(record));
 
   EXPECT_EQ(skipped["not_finite"].dump(),
-            R"({"losses":{"task":[1]},"units":{"layers.10":["task"],"layers.9":["task","align"]},)"
+            R"({"losses":{"task":[1]},"blocks":{"layers.10":["task"],"layers.9":["task","align"]},)"
             R"("samples":{"task":[3,7]}})");
   EXPECT_FALSE(skipped.contains("loss_spike"));
   EXPECT_EQ(spike["loss_spike"].dump(), R"({"median":1.25,"limit":2.5,"samples":[4,9]})");

@@ -170,7 +170,7 @@ TEST_F(Plan, EveryKindOfRunIsAsPlanned) {
        }},
       {"two passes", [](RunConfig& c) { c.objective.gradients = GradientMode::two_pass; }},
       {"all positions", [](RunConfig& c) { c.objective.kl_positions = KlPositions::all; }},
-      {"recorded by unit", [](RunConfig& c) { c.objective.gram_per_unit = true; }},
+      {"recorded by unit", [](RunConfig& c) { c.objective.gram_per_block = true; }},
       {"no reference", [](RunConfig& c) { c.objective.align_loss = AlignLoss::sft; }},
       {"one objective",
        [](RunConfig& c) {
