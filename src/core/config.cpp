@@ -134,11 +134,14 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& o
   YamlTree tree(path);
   for (const std::string& assignment : overrides) tree.set(assignment);
 
-  RunConfig config = read_config(tree);
-  resolve_model(tree, config.model);
-  resolve_alignment(tree, config);
-  resolve_train(tree, config.train);
-  check_probes(tree, config.probe);
+  ConfigMistakes mistakes;
+  RunConfig config = read_config(tree, mistakes);
+  mistakes.raise(path);  // what keys say together is looked at where each is right by itself
+  mistakes.collect([&] { resolve_model(tree, config.model); });
+  mistakes.collect([&] { resolve_alignment(tree, config); });
+  mistakes.collect([&] { resolve_train(tree, config.train); });
+  mistakes.collect([&] { check_probes(tree, config.probe); });
+  mistakes.raise(path);
   return config;
 }
 

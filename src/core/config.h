@@ -146,9 +146,9 @@ struct RunConfig {
 
 /// Reads `path`, then applies `overrides` in order ("a.b=value", value parsed as YAML; "a.b=null"
 /// takes the key out; "probe" only as a whole), then checks every key and range. Paths in the file
-/// are relative to the working directory, as typed. Throws ConfigError: file, line (or --set), key,
-/// what was got, what is allowed, and for an unknown key the nearest right one. Refused: unknown,
-/// duplicate, missing and mistyped keys, values out of range, contradictions between keys.
+/// are as typed. Throws ConfigError: file, line (or --set), key, what was got, what is allowed, the
+/// nearest right key for an unknown one; all mistakes at once, contradictions between keys where
+/// there are no others. Refused: unknown, duplicate, missing, mistyped keys, values out of range.
 RunConfig load_config(const std::string& path, const std::vector<std::string>& overrides);
 
 /// A config as load_config returns it, as YAML that load_config reads back to an equal value.

@@ -17,6 +17,7 @@
 #include <fmt/ranges.h>
 
 #include "core/config_keys.h"
+#include "core/error.h"
 #include "core/json.h"
 #include "core/key_lister.h"
 
@@ -33,24 +34,47 @@ std::string text_of(const Range& range) {
                      range.high_open ? ')' : ']');
 }
 
-/// A visitor that reads one section of the tree.
+/// A visitor whose `reader` reads on after a mistake in a key.
+template <class Reader>
+struct EachKey {
+  Reader& reader;
+  ConfigMistakes& mistakes;
+
+  template <class Member, class... Rule>
+  void key(std::string_view name, Member& out, const Rule&... rule) {
+    mistakes.collect([&] { reader.key(name, out, rule...); });
+  }
+  template <class Section>
+  void section(std::string_view name, Section& out) {
+    mistakes.collect([&] { reader.section(name, out); });
+  }
+  template <class Section>
+  void list(std::string_view name, std::vector<Section>& out) {
+    mistakes.collect([&] { reader.list(name, out); });
+  }
+};
+
+/// Reads one section of the tree.
 class SectionReader {
  public:
   /// `path` is the section's own, empty for the whole config.
-  SectionReader(const YamlTree& tree, const YamlValue& map, std::string path)
-      : tree_(tree), map_(map), path_(std::move(path)) {}
+  SectionReader(const YamlTree& tree, const YamlValue& map, std::string path,
+                ConfigMistakes& mistakes)
+      : tree_(tree), map_(map), path_(std::move(path)), mistakes_(mistakes) {}
 
-  /// Throws ConfigError at the first key that is not one of the section's.
   template <class Section>
   void read(Section& section) {
     const KeyLister keys = list_keys<Section>(dotted(""));
     for (const YamlValue& member : map_.children) {
       if (std::find(keys.own.begin(), keys.own.end(), member.key) == keys.own.end()) {
-        refuse_unknown(member, keys.own);
+        mistakes_.collect([&] { refuse_unknown(member, keys.own); });
       }
     }
-    describe(*this, section);
+    EachKey<SectionReader> each{*this, mistakes_};
+    describe(each, section);
   }
+
+  // Each of these throws ConfigError.
 
   void key(std::string_view name, bool& out) {
     const YamlValue* value = find(name);
@@ -194,7 +218,7 @@ class SectionReader {
                  fmt::format("got {}, expected a section (it has: {})", shown(value),
                              fmt::join(keys.own, ", ")));
     }
-    SectionReader(tree_, value, path).read(out);
+    SectionReader(tree_, value, path, mistakes_).read(out);
   }
 
   const std::vector<YamlValue>& filled_list(const YamlValue& value, const std::string& path,
@@ -251,13 +275,28 @@ class SectionReader {
   const YamlTree& tree_;
   const YamlValue& map_;
   std::string path_;
+  ConfigMistakes& mistakes_;
 };
 
 }  // namespace
 
-RunConfig read_config(const YamlTree& tree) {
+void ConfigMistakes::collect(const std::function<void()>& check) {
+  try {
+    check();
+  } catch (const ConfigError& mistake) {
+    messages_.emplace_back(mistake.what());
+  }
+}
+
+void ConfigMistakes::raise(const std::string& file) const {
+  if (messages_.size() == 1) throw ConfigError(messages_[0]);
+  SAFEGRAD_CHECK(messages_.empty(), ConfigError, "{}: {} mistakes:\n  {}", file, messages_.size(),
+                 fmt::join(messages_, "\n  "));
+}
+
+RunConfig read_config(const YamlTree& tree, ConfigMistakes& mistakes) {
   RunConfig config;
-  SectionReader(tree, tree.root(), "").read(config);
+  SectionReader(tree, tree.root(), "", mistakes).read(config);
   return config;
 }
 

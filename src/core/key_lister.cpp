@@ -28,22 +28,27 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 
 }  // namespace
 
+std::string nearest_name(std::string_view name, const std::vector<std::string>& names) {
+  size_t best = std::max<size_t>(1, name.size() / 3) + 1;  // farther than this is another word
+  std::string nearest;
+  for (const std::string& candidate : names) {
+    const size_t distance = edit_distance(name, candidate);
+    if (distance < best) {
+      best = distance;
+      nearest = candidate;
+    }
+  }
+  return nearest;
+}
+
 std::string nearest_key(const std::string& prefix, std::string_view name,
                         const std::vector<std::string>& own) {
   const std::vector<std::string> everywhere = list_keys<RunConfig>("").all;
   const std::string path = prefix + std::string(name);
   if (std::find(everywhere.begin(), everywhere.end(), path) != everywhere.end()) return path;
 
-  size_t best = std::max<size_t>(1, name.size() / 3) + 1;  // farther than this is another word
-  std::string nearest;
-  for (const std::string& key : own) {
-    const size_t distance = edit_distance(name, key);
-    if (distance < best) {
-      best = distance;
-      nearest = prefix + key;
-    }
-  }
-  if (!nearest.empty()) return nearest;
+  const std::string nearest = nearest_name(name, own);
+  if (!nearest.empty()) return prefix + nearest;
 
   for (const std::string& key : everywhere) {
     if (key.substr(key.rfind('.') + 1) == name) return key;

@@ -56,6 +56,9 @@ KeyLister list_keys(std::string prefix) {
   return lister;
 }
 
+/// The name out of `names` that `name` is probably a misspelling of; empty if none is near.
+std::string nearest_name(std::string_view name, const std::vector<std::string>& names);
+
 /// The right key that was probably meant by `name` inside a section with the keys `own`: a
 /// misspelling of one of them, or the same name in another section. Empty if nothing is near. A
 /// dotted `name` that spells a whole path is that path.

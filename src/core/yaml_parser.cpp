@@ -232,12 +232,16 @@ YamlValue parse_yaml(const std::string& file, std::string_view set_key, std::str
   return {};
 }
 
-void fail_at(const std::string& file, int line, std::string_view key, std::string_view message) {
+std::string place_at(const std::string& file, int line, std::string_view key) {
   std::string text = file;
   if (line > 0) text += fmt::format(":{}", line);
-  text += line == YamlValue::kFromSet ? ": --set " : ": ";
-  if (!key.empty()) text += fmt::format("{}: ", printable(key));
-  throw ConfigError(text.append(message));
+  if (line == YamlValue::kFromSet || !key.empty()) text += ": ";
+  if (line == YamlValue::kFromSet) text += "--set ";
+  return text + printable(key);
+}
+
+void fail_at(const std::string& file, int line, std::string_view key, std::string_view message) {
+  throw ConfigError(fmt::format("{}: {}", place_at(file, line, key), message));
 }
 
 }  // namespace safegrad

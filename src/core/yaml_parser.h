@@ -37,6 +37,9 @@ std::string shown(const YamlValue& value);
 /// silently: duplicate keys, several documents, aliases and tags. Throws ConfigError.
 YamlValue parse_yaml(const std::string& file, std::string_view set_key, std::string_view text);
 
+/// "file:12: key", as messages begin; `line` and `key` as below.
+std::string place_at(const std::string& file, int line, std::string_view key);
+
 /// Throws ConfigError "file:12: key: message"; line may be kFromSet ("file: --set key: message") or
 /// kNowhere ("file: key: message"), and the key empty.
 [[noreturn]] void fail_at(const std::string& file, int line, std::string_view key,

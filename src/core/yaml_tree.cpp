@@ -112,14 +112,18 @@ void YamlTree::fail(int line, std::string_view key, std::string_view message) co
   fail_at(file_, line, key, message);
 }
 
-void YamlTree::fail(std::string_view key, std::string_view message) const {
+std::string YamlTree::place(std::string_view key) const {
   const YamlValue* value = &root_;
   for (std::string_view rest = key; !rest.empty();) {
     const YamlValue* next = follow(*value, take_step(rest));
     if (!next) break;
     value = next;
   }
-  fail_at(file_, value->line, key, message);
+  return place_at(file_, value->line, key);
+}
+
+void YamlTree::fail(std::string_view key, std::string_view message) const {
+  throw ConfigError(fmt::format("{}: {}", place(key), message));
 }
 
 }  // namespace safegrad

@@ -22,6 +22,8 @@ class YamlTree {
   const YamlValue* find(std::string_view key) const;
   /// Where `key` was given: "line 12" or "--set". For messages about two keys.
   std::string origin(std::string_view key) const;
+  /// What messages about `key` begin with, as fail() below.
+  std::string place(std::string_view key) const;
 
   /// Throws ConfigError "file:12: key: message", or "file: --set key: message" where line says so.
   [[noreturn]] void fail(int line, std::string_view key, std::string_view message) const;

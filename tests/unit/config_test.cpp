@@ -3,12 +3,14 @@
 #include <array>
 #include <limits>
 #include <map>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include "core/config_place.h"
 #include "core/config_schema.h"
 #include "core/enum_names.h"
 #include "core/key_lister.h"
@@ -228,8 +230,8 @@ TEST_F(ConfigTest, TextsThatYamlCannotWriteAreRefused) {
 
 TEST_F(ConfigTest, MessagesShowWhatATerminalWouldObeyAsText) {
   const std::string control = "\"a\\e[2J\"";  // clears a screen
-  EXPECT_EQ(error_of(control + ": 1\n").rfind("config.yaml:1: a\\x1b[2J: no such key", 0), 0u)
-      << error_of(control + ": 1\n");
+  const std::string unknown = error_of(kMinimal + control + ": 1\n");
+  EXPECT_EQ(unknown.rfind("config.yaml:7: a\\x1b[2J: no such key", 0), 0u) << unknown;
   EXPECT_EQ(error_of("model: {path: m, trainable: [\"(\\e[2J\"]}\noutput: o\n")
                 .rfind("config.yaml:1: model.trainable[0]: got \"(\\x1b[2J\"", 0),
             0u);
@@ -344,6 +346,47 @@ TEST_F(ConfigTest, FilesThatAreNoConfigAreRefused) {
   EXPECT_NE(error_of(std::string("\0\xff\xfe\x01", 4)), "no error");
   EXPECT_THROW(load_config(folder_ / "absent.yaml", {}), ConfigError);
   EXPECT_THROW(load_config(folder_.path(), {}), ConfigError);
+}
+
+TEST_F(ConfigTest, AllMistakesAreToldAtOnce) {
+  const std::string wrong = error_of(std::string(kMinimal) +
+                                         "objective: {rhoo: 1, rule: sgd}\ntrain: {steps: 0}\n"
+                                         "probe:\n- {name: a, flie: b}\n",
+                                     {"optimizer.lr=fast"});
+  std::vector<std::string> lines;
+  std::istringstream stream(wrong);
+  for (std::string line; std::getline(stream, line);) lines.push_back(line.substr(0, 60));
+  for (std::string& line : lines) {
+    if (const size_t at = line.find(file_); at != std::string::npos)
+      line.replace(at, file_.size(), "config.yaml");
+  }
+  ASSERT_EQ(lines.size(), 7u) << wrong;
+  EXPECT_EQ(lines[0], "config.yaml: 6 mistakes:");
+  for (const char* told : {":7: objective.rhoo: no such key", ":7: objective.rule: got \"sgd\"",
+                           ": --set optimizer.lr: got \"fast\"", ":8: train.steps: got 0",
+                           ":10: probe[0].flie: no such key", ":10: probe[0].file: missing"}) {
+    EXPECT_NE(wrong.find(file_ + told), std::string::npos) << told << " is not in\n" << wrong;
+  }
+}
+
+TEST_F(ConfigTest, ContradictionsAreToldAtOnceWhereEachKeyIsRight) {
+  const std::string both = "model: {path: a, config: b}\ntrain: {steps: 1, epochs: 1}\noutput: c\n";
+  const std::string contradictions = error_of(both);
+  EXPECT_EQ(contradictions.find("config.yaml: 2 mistakes:\n"), 0u) << contradictions;
+  EXPECT_NE(contradictions.find("model.config"), std::string::npos) << contradictions;
+  EXPECT_NE(contradictions.find("train.epochs"), std::string::npos) << contradictions;
+  const std::string key = error_of(both + "batch: {task_sequences: 0}\n");
+  EXPECT_EQ(key.find("config.yaml:4: batch.task_sequences: got 0"), 0u) << key;
+  EXPECT_EQ(key.find('\n'), std::string::npos) << "a contradiction may follow from the mistake";
+}
+
+TEST_F(ConfigTest, ThePlaceOfAKeyIsWhereItIsGiven) {
+  const std::string text = std::string(kMinimal) + "probe:\n- {name: a, file: b}\n";
+  load(text);
+  const std::vector<std::string> overrides = {"data.align=other"};
+  EXPECT_EQ(place_of(file_, overrides, "data.task"), file_ + ":4: data.task");
+  EXPECT_EQ(place_of(file_, overrides, "data.align"), file_ + ": --set data.align");
+  EXPECT_EQ(place_of(file_, overrides, "probe[0].file"), file_ + ":8: probe[0].file");
 }
 
 TEST_F(ConfigTest, ExitCodeSaysTheMistakeIsInTheInput) {
