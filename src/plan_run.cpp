@@ -5,9 +5,9 @@
 #include <utility>
 
 #include <ATen/ATen.h>
-#include <sys/resource.h>
 
 #include "core/error.h"
+#include "core/machine_memory.h"
 #include "cpu/allocation_count.h"
 #include "dist/fake_communicator.h"
 
@@ -16,12 +16,6 @@ namespace {
 
 // Beyond this a plan was wrong.
 constexpr double kTolerance = 0.05;
-
-int64_t peak_resident_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return int64_t{usage.ru_maxrss} * 1024;
-}
 
 // Gathers and reductions run in the shard group, all-reduces in the replicas', scalars in the
 // world.
@@ -63,7 +57,7 @@ RankRun run_rank(const RunConfig& config, models::OpenedModel& model, dist::RunD
   RankRun result;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result.tensor_bytes = count.take_peak();
-  result.resident_bytes = peak_resident_bytes();
+  result.resident_bytes = peak_resident_bytes("");
   for (const auto& [name, after] : traffic_of(mesh)) {
     const auto found = before.find(name);
     const dist::Traffic old = found == before.end() ? dist::Traffic{} : found->second;

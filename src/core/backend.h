@@ -43,6 +43,10 @@ class Backend {
   /// that is not counted (on the host). What a communicator registers with the network is not in
   /// it.
   virtual int64_t take_peak_bytes() const = 0;
+  /// Most memory that this rank has held at a time so far, in bytes: on a GPU its tensors (since
+  /// take_peak_bytes, if that was called), on the host the whole process; 0 where the system does
+  /// not say.
+  virtual int64_t peak_bytes() const = 0;
 };
 
 }  // namespace safegrad

@@ -1,7 +1,9 @@
 #include "core/machine_memory.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
+#include <string_view>
 
 #include <unistd.h>
 
@@ -44,6 +46,16 @@ int64_t machine_memory(const std::string& root) {
       most = tightest(root + "/sys/fs/cgroup/memory", group, "memory.limit_in_bytes", most);
   }
   return most;
+}
+
+// Not getrusage: its maximum is at first that of the program that started this one.
+int64_t peak_resident_bytes(const std::string& root) {
+  std::ifstream status(root + "/proc/self/status");
+  constexpr std::string_view kName = "VmHWM:";  // then a number of KiB
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(kName)) return 1024 * std::atoll(line.c_str() + kName.size());
+  }
+  return 0;
 }
 
 }  // namespace safegrad

@@ -31,7 +31,7 @@ nlohmann::ordered_json to_json(const NotFinite& what) {
 std::string to_json_line(const StepRecord& record) {
   nlohmann::ordered_json json;
   const auto put = [&json](const char* key, const auto& value) { json[key] = value; };
-  const auto put_if = [&json](const char* key, const std::optional<double>& value) {
+  const auto put_if = [&json](const char* key, const auto& value) {
     if (value) json[key] = *value;
   };
   const auto put_map = [&json](const char* key, const auto& map) {
@@ -58,6 +58,7 @@ std::string to_json_line(const StepRecord& record) {
   put("tokens_per_s", record.tokens_per_s);
   put("flops", record.flops);
   put("speed_of_light", record.speed_of_light);
+  put_if("memory_bytes", record.memory_bytes);
   put_if("checkpoint_seconds", record.checkpoint_seconds);
   put("skipped", record.skipped);
   if (record.not_finite) json["not_finite"] = to_json(*record.not_finite);

@@ -32,6 +32,9 @@ struct StepRecord {
   double tokens_per_s = 0;
   double flops = 0;           ///< of the necessary matrix products (docs/plan.md), all ranks
   double speed_of_light = 0;  ///< share of the shortest time for the necessary matrix products
+  /// Most memory that the fullest rank has held so far (Backend::peak_bytes), as it stood when this
+  /// step's gradients were there; absent where the system does not say.
+  std::optional<int64_t> memory_bytes;
   /// Time that training stood still for a checkpoint after this step, on rank 0.
   std::optional<double> checkpoint_seconds;
   bool skipped = false;                         ///< a scalar was NaN or infinite: no rank stepped
@@ -68,8 +71,8 @@ class MetricsFile {
 };
 
 /// The text of a progress line, `width` columns at most; what does not fit is left out, the least
-/// needed first, SKIPPED never. The bar takes what room is left. Width 0: a log, so everything,
-/// and no bar. Example:
+/// needed first, SKIPPED never. What has room has the same place in every step, but for a skipped
+/// one. The bar takes what room is left. Width 0: a log, so everything, and no bar. Example:
 ///   step  12/50 ━━━━╸────  task 0.412  kl 0.031  cos −0.21 conflict  634 tok/s  1:42 left
 /// `align_label` names the alignment loss (kl or sft).
 std::string format_progress(const StepRecord& record, int64_t total_steps,

@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/machine_memory.h"
 #include "cpu/cpu_kernels.h"
 
 namespace safegrad {
@@ -63,6 +64,7 @@ class CpuBackend final : public Backend {
     return 2.0 * kSize * kSize * kSize / best;
   }
   int64_t take_peak_bytes() const override { return 0; }
+  int64_t peak_bytes() const override { return peak_resident_bytes(""); }
 };
 
 }  // namespace

@@ -62,9 +62,13 @@ class CudaBackend final : public Backend {
   }
 
   int64_t take_peak_bytes() const override {
-    namespace allocator = c10::cuda::CUDACachingAllocator;
-    const auto stats = allocator::getDeviceStats(device_.index());
-    allocator::resetPeakStats(device_.index());
+    const int64_t peak = peak_bytes();
+    c10::cuda::CUDACachingAllocator::resetPeakStats(device_.index());
+    return peak;
+  }
+
+  int64_t peak_bytes() const override {
+    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device_.index());
     return stats.allocated_bytes[0].peak;  // 0: of all pools together
   }
 

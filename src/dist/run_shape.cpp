@@ -80,11 +80,12 @@ std::vector<std::vector<size_t>> make_passes(const RunConfig& config, size_t obj
   return passes;
 }
 
-// Losses, FLOPs and the notice, and the Gram matrix of all blocks and, if recorded, of each.
+// Losses, FLOPs, the notice and the memory, and the Gram matrix of all blocks and, if recorded, of
+// each.
 int64_t step_scalars(const RunConfig& config, size_t objectives, const CausalLM& model) {
   const size_t blocks = config.objective.gram_per_block ? block_names(model.units()).size() : 0;
   const size_t matrices = 1 + blocks;
-  return static_cast<int64_t>(objectives + 3 + matrices * objectives * objectives);
+  return static_cast<int64_t>(objectives + 4 + matrices * objectives * objectives);
 }
 
 }  // namespace safegrad::dist

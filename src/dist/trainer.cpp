@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cmath>
 
-#include "core/error.h"
+#include "core/config_place.h"
 #include "core/schedule.h"
 #include "dist/attribution.h"
 #include "dist/run_shape.h"
@@ -35,13 +35,18 @@ void to_means(Gram& gram, const std::vector<double>& tokens) {
 RunData open_data(const RunConfig& config, const CausalLM& model,
                   const std::string& tokenizer_sha256, std::vector<std::string>& warnings) {
   const TokenFileExpectation expected{tokenizer_sha256, model.vocab_size(), model.max_positions()};
-  auto open = [&](const std::string& path) {
-    return std::make_shared<const TokenFile>(path, expected, warnings);
+  auto open = [&](const std::string& key, const std::string& path) {
+    try {
+      return std::make_shared<const TokenFile>(path, expected, warnings);
+    } catch (const InputError& error) {
+      throw NamedFileError(key, error.what());
+    }
   };
   RunData data;
-  if (!config.data.task.empty()) data.task = open(config.data.task);
-  if (config.batch.align_sequences > 0) data.align = open(config.data.align);
-  for (const ProbeConfig& probe : config.probe) data.probes.push_back(open(probe.file));
+  if (!config.data.task.empty()) data.task = open("data.task", config.data.task);
+  if (config.batch.align_sequences > 0) data.align = open("data.align", config.data.align);
+  for (size_t i = 0; i < config.probe.size(); ++i)
+    data.probes.push_back(open(fmt::format("probe[{}].file", i), config.probe[i].file));
   return data;
 }
 
@@ -49,6 +54,7 @@ RunData open_data(const RunConfig& config, const CausalLM& model,
 struct Trainer::Totals {
   std::vector<double> loss;
   double flops = 0;
+  int64_t memory_bytes = 0;  // of the fullest rank
   bool finite = true;
 };
 
@@ -124,6 +130,7 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
     record.not_finite = attribute(mesh_, sums.loss, block_grams, engine_.blocks(), plan);
   }
 
+  if (totals.memory_bytes > 0) record.memory_bytes = totals.memory_bytes;
   record.loss_task = totals.loss[0] / tokens[0];
   if (objectives_.size() > 1) record.loss_align = totals.loss[1] / tokens[1];
   describe(record, plan, index);
@@ -168,11 +175,13 @@ PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<
 // The step's only exchange of scalars, and the only time that the host waits for a GPU: every
 // rank's values, summed in rank order, so that all ranks hold the same bits. Inner products are
 // summed over the ranks of one replica (replicas hold the same shards), losses over all ranks. The
-// notices travel along, so that a request to one rank is everybody's at the same step.
+// notices travel along, so that a request to one rank is everybody's at the same step, and the
+// memory that each rank has held.
 Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& block_grams,
                                 const Notice& own) {
+  const auto memory = static_cast<double>(engine_.backend().peak_bytes());
   const at::Tensor host = engine_.backend().upload(
-      at::tensor({sums.flops, own.stop ? 1.0 : 0.0, own.writing ? 1.0 : 0.0}, at::kDouble));
+      at::tensor({sums.flops, own.stop ? 1.0 : 0.0, own.writing ? 1.0 : 0.0, memory}, at::kDouble));
   std::vector<at::Tensor> parts = {sums.loss, host, block_grams.sum(0).flatten()};
   if (config_.objective.gram_per_block) parts.push_back(block_grams.flatten());
   const at::Tensor values = at::cat(parts);
@@ -181,7 +190,7 @@ Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& block_gr
   const std::vector<double> all = mesh_.world().all_gather_scalars(values);
   engine_.clock().enter(Phase::surgery);
   const auto n = static_cast<size_t>(values.numel()), k = gram_.size, per_gram = k * k;
-  const size_t grams = k + 3;  // before them: losses, flops and the notice
+  const size_t grams = k + 4;  // before them: losses, flops, the notice, the memory
   std::vector<double> sum(n, 0.0);
   for (int r = 0; r < mesh_.world().size(); ++r) {
     for (size_t i = 0; i < n; ++i) {
@@ -189,6 +198,8 @@ Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& block_gr
     }
   }
   Totals totals;
+  for (size_t i = k + 3; i < all.size(); i += n)
+    totals.memory_bytes = std::max(totals.memory_bytes, static_cast<int64_t>(all[i]));
   totals.loss.assign(sum.begin(), sum.begin() + static_cast<std::ptrdiff_t>(k));
   totals.flops = sum[k];
   notice_ = {sum[k + 1] > 0, sum[k + 2] > 0};

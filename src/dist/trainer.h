@@ -29,7 +29,7 @@ struct RunData {
 };
 
 /// Opens every token file of the config and checks it against the model. Collective only through
-/// the caller's agree().
+/// the caller's agree(). Throws NamedFileError.
 RunData open_data(const RunConfig& config, const CausalLM& model,
                   const std::string& tokenizer_sha256, std::vector<std::string>& warnings);
 

@@ -28,7 +28,8 @@ from pathlib import Path
 from disk import disk
 from tiny_job import PROGRAM, write_job
 
-TIMES = {"seconds", "tokens_per_s", "speed_of_light", "phase_seconds", "checkpoint_seconds"}
+MEASURED = {"seconds", "tokens_per_s", "speed_of_light", "memory_bytes", "phase_seconds",
+            "checkpoint_seconds"}
 SETTINGS = ["--set", "train.steps=40", "--set", "checkpoint.every_steps=4", "--set", "probe=null",
             "--set", "model.lora={rank: 4, dropout: 0.1}", "--set", "batch.max_tokens_per_rank=45"]
 SLOW_US = 20_000  # writing then takes 8 times that, sealing 14 times
@@ -62,7 +63,7 @@ def ranks_of(job: subprocess.Popen) -> list[int]:
 def metrics(output: Path) -> list[dict]:
     """The lines of metrics.jsonl without what is measured in seconds."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 def model(output: Path) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ class EmulatedGpu final : public Backend {
     return cpu_backend().measure_gemm_rate(dtype);
   }
   int64_t take_peak_bytes() const override { return 0; }
+  int64_t peak_bytes() const override { return cpu_backend().peak_bytes(); }
 };
 
 }  // namespace
