@@ -105,6 +105,12 @@ SPEED = [
           key("speed_of_light", 100)),
     Chart("seconds", "Seconds a step", "Without probes and checkpoints.", key("seconds")),
 ]
+MEMORY = [
+    Chart("memory", "Peak memory of the fullest rank, GiB",
+          "The most that a rank has held so far: on a CPU the whole process with its libraries, on"
+          " a GPU its tensors. It should be level after the first steps, probes and checkpoints.",
+          key("memory_bytes", 1 / 2**30)),
+]
 
 
 def draw_chart(chart: Chart, runs: list[Run]) -> Picture | None:
@@ -297,5 +303,7 @@ def sections(runs: list[Run]) -> list[Section]:
         blocks(runs),
         draw_charts("Speed", SPEED, runs),
         phases(runs),
+        draw_charts("Memory", MEMORY, runs, "Not recorded in all of these runs: safegrad writes"
+                    " memory_bytes where the system says how much a process has held."),
         draw_charts("Probes during training", probe_charts(runs), runs),
     ]

@@ -126,6 +126,10 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d} min" if minutes else f"{number(seconds, 3)} s"
 
 
+def gibibytes(size: float | None) -> str:
+    return ABSENT if size is None else f"{number(size / 2**30, 3)} GiB"
+
+
 def align_name(summary: dict) -> str:
     return "alignment KL" if summary["align_loss"] == "kl" else "alignment loss"
 
@@ -209,6 +213,7 @@ def summary_rows(runs: list[Run], summaries: list[dict]) -> dict[str, list[str]]
         "time stopped for checkpoints": row(
             lambda s: ABSENT if s["checkpoint_seconds"] is None
             else duration(s["checkpoint_seconds"])),
+        "peak memory of a rank": row(lambda s: gibibytes(s["memory_bytes"])),
         "versions, ranks, device": [run.versions or ABSENT for run in runs],
     }
     return {label: cells for label, cells in rows.items() if any(c != ABSENT for c in cells)}

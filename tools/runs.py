@@ -85,7 +85,8 @@ def read_run(folder: Path, name: str) -> Run:
     config_path, metrics_path = folder / "config.yaml", folder / "metrics.jsonl"
     for path in (config_path, metrics_path):
         if not path.is_file():
-            raise InputError(f"{path}: no such file; a folder that safegrad train wrote has one")
+            raise InputError(f"{path}: no such file: {folder} holds no run, or one that has only"
+                             " just started; safegrad train writes it before its first step")
     text = config_path.read_text(encoding="utf-8")
     first = text.split("\n", 1)[0]
     steps, notes = read_steps(metrics_path)
@@ -140,7 +141,8 @@ def read_steps(path: Path) -> tuple[list[dict], list[str]]:
         repeated += step["step"] in by_number
         by_number[step["step"]] = step
     if not by_number:
-        raise InputError(f"{path}: holds no finished step; wait for the first one")
+        raise InputError(f"{path}: holds no finished step: the run has only just started, or ended"
+                         " before its first step; make the report when there is one")
     if repeated:
         notes.append(f"steps that are there twice: {repeated}; the later record is shown")
     return [by_number[number] for number in sorted(by_number)], notes
@@ -223,6 +225,7 @@ def summarize(run: Run) -> dict:
         "tokens_per_s_mean": tokens_per_second(run),
         "seconds": math.fsum(finite(run.values("seconds"))),
         "checkpoint_seconds": math.fsum(checkpoints) if checkpoints else None,
+        "memory_bytes": last_of(run.values("memory_bytes")),
         "probes": probe_ends(run),
     }
 
@@ -248,8 +251,9 @@ def scalars(step: dict) -> dict[str, float]:
             "coefficients/task": "c_task", "coefficients/align": "c_align",
             "optimizer/lr": "lr", "optimizer/epoch": "epoch", "tokens/task": "task_tokens",
             "tokens/align": "align_tokens", "speed/tokens_per_s": "tokens_per_s",
-            "speed/seconds": "seconds", "speed/share_of_light": "speed_of_light",
-            "speed/checkpoint_seconds": "checkpoint_seconds"}
+            "speed/seconds": "seconds", "speed/speed_of_light": "speed_of_light",
+            "speed/checkpoint_seconds": "checkpoint_seconds",
+            "memory/peak_bytes": "memory_bytes"}
     found = {tag: value_of(step, key) for tag, key in tags.items()}
     found["gradients/task_norm"] = norm(value_of(step, "uu"))
     found["gradients/align_norm"] = norm(value_of(step, "aa"))

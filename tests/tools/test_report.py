@@ -46,7 +46,8 @@ def step(number: int, **changes) -> dict:
               "uu": 4.0, "ua": -1.0, "aa": 1.0, "cosine": -0.5, "conflict": True, "c_task": 1.0,
               "c_align": 2.0, "grad_norm": 3.0, "clip": 0.25, "lr": 0.001, "task_tokens": 60,
               "align_tokens": 40, "seconds": 2.0, "tokens_per_s": 50.0, "speed_of_light": 0.75,
-              "skipped": False, "phase_seconds": {"forward": 0.5, "backward": 1.25}}
+              "memory_bytes": 2**30 + number * 2**29, "skipped": False,
+              "phase_seconds": {"forward": 0.5, "backward": 1.25}}
     return record | changes
 
 
@@ -150,6 +151,7 @@ def test_the_table_holds_what_the_steps_come_to(tmp_path):
     assert rows["tokens/s"] == ["50"]
     assert rows["time of the steps"] == ["8 s"]
     assert rows["time stopped for checkpoints"] == ["0.5 s"]
+    assert rows["peak memory of a rank"] == ["3 GiB"]
     assert rows["heldout · kl"] == ["0.25 (step\u00a02) → 0.125 (step\u00a04)"]
     assert "steps 1 to 4 of 8 (not finished)" in text_of(content)
     assert "in conflict in 3 of 4 steps (75 %)" in text_of(content)
@@ -160,6 +162,7 @@ def test_the_table_holds_what_the_steps_come_to(tmp_path):
     assert pictures["norm_task"]["a"]["values"] == [2, 2, 2, 2]
     assert pictures["c_align"]["a"]["values"] == [1, 2, 2, 2]
     assert pictures["speed_of_light"]["a"]["values"] == [75] * 4
+    assert pictures["memory"]["a"]["values"] == [1.5, 2, 2.5, 3]
     assert pictures["phases"]["a"] == {"forward": 0.5, "backward": 1.25}
     assert pictures["probe heldout kl"]["a"] == {"steps": [2, 4], "values": [0.25, 0.125]}
 
@@ -242,6 +245,20 @@ def test_plain_fine_tuning_has_no_alignment_and_says_so(tmp_path):
     assert list(data["pictures"]["cosine"]) == ["safe"]
     assert "Not measured in plain." in picture(both, "Cosine of the two gradients")
     assert cells(both)["steps in conflict"] == ["–", "100 %"]
+
+
+def test_runs_of_before_memory_was_recorded_say_so(tmp_path):
+    old = [{k: v for k, v in step(n).items() if k != "memory_bytes"} for n in (1, 2)]
+    folder = write_run(tmp_path / "old", old)
+
+    content, data = report(folder)
+    assert "memory" not in data["pictures"] and "peak memory of a rank" not in cells(content)
+    assert "Not recorded in all of these runs: safegrad writes memory_bytes" in text_of(content)
+
+    both, data = report(folder, write_run(tmp_path / "new", [step(1), step(2)]))
+    assert list(data["pictures"]["memory"]) == ["new"]
+    assert cells(both)["peak memory of a rank"] == ["–", "2 GiB"]
+    assert "Not measured in old." in picture(both, "Peak memory of the fullest rank, GiB")
 
 
 def test_as_many_runs_as_there_are_colours_are_overlaid(tmp_path):
@@ -379,12 +396,18 @@ def test_what_is_missing_is_named(tmp_path, missing):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {folder / missing}: no such f")
     assert done.stderr.count("\n") == 1
+    assert not missing or "only just started" in done.stderr
+    assert not (folder / "report.html").exists()
 
 
 def test_what_is_no_run_is_refused(tmp_path):
     empty = write_run(tmp_path / "empty", [], tail='{"step":1,')
-    with pytest.raises(InputError, match="empty/metrics.jsonl: holds no finished step"):
+    with pytest.raises(InputError, match="empty/metrics.jsonl: holds no finished step.*started"):
         read_runs([empty])
+    begun = write_run(tmp_path / "begun", [], planned=5)  # as before its first step
+    done = subprocess.run([sys.executable, TOOL, begun], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"error: {begun}/metrics.jsonl: holds no finished step")
     good = write_run(tmp_path / "good", [step(1)])
     with pytest.raises(InputError, match="good: given more than once"):
         read_runs([good, tmp_path / "good" / ".." / "good"])
