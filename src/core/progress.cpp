@@ -5,7 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -22,10 +26,13 @@ constexpr int kMinBar = 8;
 constexpr int kMaxBar = 22;
 constexpr int kFallbackWidth = 80;  // terminals behind a pseudo-terminal may not know theirs
 
-/// A part of the line. Those with a larger `spare` are left out first, those with 0 never.
+/// A part of the line. Those with a larger `spare` are left out first, those with 0 never. On a
+/// terminal it takes the room of its usual largest text: what is left out, and where the others
+/// stand, then is the same in all steps.
 struct Field {
   std::string text;
   int spare;
+  int usual;  // columns
 };
 
 /// Columns of UTF-8 text whose every character is one column wide.
@@ -44,11 +51,37 @@ std::string cut(const std::string& text, int width) {
   return text.substr(0, end);
 }
 
-/// mpirun gives its ranks a terminal of its own even when its output goes to a file; who starts it
-/// then sets TERM=dumb (launch scripts do).
+/// Where a process's standard output goes; empty where this may not be known.
+std::string output_of(const std::string& process) {
+  std::error_code unknown;
+  return std::filesystem::read_symlink("/proc/" + process + "/fd/1", unknown).string();
+}
+
+/// The fourth word of /proc/PID/stat; the second, a name in parentheses, may hold anything.
+std::string parent_of(const std::string& process) {
+  std::ifstream stat("/proc/" + process + "/stat");
+  std::string text, state, parent;
+  std::getline(stat, text, '\0');
+  std::istringstream(text.substr(text.rfind(')') + 1)) >> state >> parent;
+  return parent;
+}
+
+/// mpirun gives its ranks a terminal of its own, whatever its own output is. So the nearest
+/// ancestor that does not write to that terminal, mpirun or its daemon on another machine, tells.
+bool relayed_to_terminal() {
+  const std::string own = output_of("self");
+  std::string process = parent_of("self");
+  while (!own.empty() && output_of(process) == own) process = parent_of(process);
+  const std::string relay = output_of(process);
+  return relay.starts_with("/dev/pts/") || relay.starts_with("/dev/tty");
+}
+
+/// Not where TERM=dumb asks for plain lines: launch scripts do where a file is written.
 bool is_terminal(std::FILE* stream) {
   const char* term = std::getenv("TERM");
-  return isatty(fileno(stream)) == 1 && !(term && std::string_view(term) == "dumb");
+  if (isatty(fileno(stream)) != 1 || (term && std::string_view(term) == "dumb")) return false;
+  const bool mpirun = fileno(stream) == STDOUT_FILENO && std::getenv("OMPI_COMM_WORLD_RANK");
+  return !mpirun || relayed_to_terminal();
 }
 
 std::string bar(double share, int width) {
@@ -68,21 +101,22 @@ std::string signed_number(double x) {
 std::vector<Field> fields_of(const StepRecord& record, const std::string& align_label,
                              double seconds_left) {
   std::vector<Field> fields;
-  if (record.skipped) fields.push_back({"SKIPPED (not finite)", 0});
-  fields.push_back({fmt::format("task {:.3f}", record.loss_task), 2});
+  if (record.skipped) fields.push_back({"SKIPPED (not finite)", 0, 0});
+  fields.push_back({fmt::format("task {:.3f}", record.loss_task), 2, 10});
   if (record.loss_align) {
-    fields.push_back({fmt::format("{} {:.3f}", align_label, *record.loss_align), 3});
+    fields.push_back(
+        {fmt::format("{} {:.3f}", align_label, *record.loss_align), 3, columns(align_label) + 6});
   }
   if (record.cosine) {
     fields.push_back(
         {fmt::format("cos {}{}", signed_number(*record.cosine), record.conflict ? " conflict" : ""),
-         4});
+         4, columns("cos −0.21 conflict")});
   }
-  fields.push_back({fmt::format("{:.0f} tok/s", record.tokens_per_s), 5});
+  fields.push_back({fmt::format("{:.0f} tok/s", record.tokens_per_s), 5, 11});
   if (record.speed_of_light > 0) {
-    fields.push_back({fmt::format("{:.0f} % of limit", 100 * record.speed_of_light), 6});
+    fields.push_back({fmt::format("speed of light {:.0f} %", 100 * record.speed_of_light), 6, 20});
   }
-  fields.push_back({fmt::format("{} left", format_duration(seconds_left)), 1});
+  fields.push_back({fmt::format("{} left", format_duration(seconds_left)), 1, 10});
   return fields;
 }
 
@@ -117,9 +151,12 @@ std::string format_progress(const StepRecord& record, int64_t total_steps,
   const std::string total = fmt::format("{}", total_steps);
   const std::string head = fmt::format("step {:>{}}/{}", record.step, total.size() + 1, total);
   std::vector<Field> fields = fields_of(record, align_label, seconds_left);
+  const auto room_of = [&](const Field& field) {
+    return std::max(columns(field.text), width > 0 ? field.usual : 0);
+  };
   const auto used = [&] {
     int sum = columns(head);
-    for (const Field& field : fields) sum += 2 + columns(field.text);
+    for (const Field& field : fields) sum += 2 + room_of(field);
     return sum;
   };
   while (width > 0 && used() > width) {
@@ -137,7 +174,11 @@ std::string format_progress(const StepRecord& record, int64_t total_steps,
         static_cast<double>(record.step) / static_cast<double>(std::max<int64_t>(1, total_steps));
     line.append(" ").append(bar(share, room));
   }
-  for (const Field& field : fields) line.append("  ").append(field.text);
+  for (const Field& field : fields) {
+    line.append("  ").append(field.text);
+    line.append(static_cast<size_t>(room_of(field) - columns(field.text)), ' ');
+  }
+  line.erase(line.find_last_not_of(' ') + 1);
   return width > 0 ? cut(line, width) : line;
 }
 

@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <sys/ioctl.h>
@@ -40,6 +41,7 @@ StepRecord typical() {
   record.seconds = 2.7;
   record.tokens_per_s = 634.2;
   record.speed_of_light = 0.718;
+  record.memory_bytes = int64_t{3} << 30;
   return record;
 }
 
@@ -78,12 +80,10 @@ TEST(StepRecordJson, KeysComeInTheDocumentedOrder) {
 
   const std::vector<std::string> keys = keys_of(to_json_line(record));
 
-  EXPECT_EQ(keys, (std::vector<std::string>{
-                      "step",         "epoch",     "loss_task",     "loss_align", "uu",
-                      "ua",           "aa",        "cosine",        "conflict",   "c_task",
-                      "c_align",      "grad_norm", "clip",          "lr",         "task_tokens",
-                      "align_tokens", "seconds",   "tokens_per_s",  "flops",      "speed_of_light",
-                      "skipped",      "probe",     "phase_seconds", "blocks"}));
+  EXPECT_EQ(fmt::format("{}", fmt::join(keys, " ")),
+            "step epoch loss_task loss_align uu ua aa cosine conflict c_task c_align grad_norm "
+            "clip lr task_tokens align_tokens seconds tokens_per_s flops speed_of_light "
+            "memory_bytes skipped probe phase_seconds blocks");
 }
 
 TEST(StepRecordJson, WhatWentWrongIsSaidInFull) {
@@ -134,6 +134,7 @@ TEST(StepRecordJson, ValuesReadBackToTheSameBits) {
   EXPECT_EQ(json["aa"].get<double>(), std::numeric_limits<double>::denorm_min());
   EXPECT_EQ(json["task_tokens"].get<int64_t>(), (int64_t{1} << 53) + 1);
   EXPECT_EQ(json["probe"]["refusal"]["refuse"].get<double>(), 2.0 / 3);
+  EXPECT_EQ(json["memory_bytes"].get<int64_t>(), int64_t{3} << 30);
   EXPECT_EQ(json["conflict"], true);
   EXPECT_EQ(json["skipped"], false);
 }
@@ -204,25 +205,55 @@ TEST(MetricsFile, FullDiskIsAnError) {
 }
 
 TEST(FormatProgress, WideLineShowsEverythingAndABar) {
-  const std::string line = format_progress(typical(), 50, "kl", 102, 120);
+  const std::string line = format_progress(typical(), 50, "kl", 102, 130);
 
   EXPECT_EQ(line,
             "step  12/50 ━━━━━─────────────────  task 0.412  kl 0.031  cos −0.21 conflict  "
-            "634 tok/s  72 % of limit  1:42 left");
+            "634 tok/s    speed of light 72 %   1:42 left");
 }
 
 TEST(FormatProgress, LogLineHasNoBarAndNoLimit) {
   const std::string line = format_progress(typical(), 50, "sft", 102, 0);
 
   EXPECT_EQ(line,
-            "step  12/50  task 0.412  sft 0.031  cos −0.21 conflict  634 tok/s  72 % of limit  "
-            "1:42 left");
+            "step  12/50  task 0.412  sft 0.031  cos −0.21 conflict  634 tok/s  "
+            "speed of light 72 %  1:42 left");
 }
 
 TEST(FormatProgress, NarrowLinesDropTheLeastNeededFirst) {
   EXPECT_EQ(format_progress(typical(), 50, "kl", 102, 80),
-            "step  12/50  task 0.412  kl 0.031  cos −0.21 conflict  634 tok/s  1:42 left");
+            "step  12/50  task 0.412  kl 0.031  cos −0.21 conflict  634 tok/s    1:42 left");
   EXPECT_EQ(format_progress(typical(), 50, "kl", 102, 40), "step  12/50  task 0.412  1:42 left");
+}
+
+TEST(FormatProgress, WhatIsShownAndWhereIsTheSameInAllSteps) {
+  StepRecord other = typical();
+  other.step = 3;
+  other.cosine = 0.4;
+  other.conflict = false;
+  other.tokens_per_s = 12345;
+  other.speed_of_light = 1.0;
+  // Columns at which the words begin; the same number of columns in bytes before each would do too.
+  const auto places = [](const std::string& line) {
+    std::vector<std::pair<std::string, int>> found;
+    for (const char* word : {"task", "kl", "cos", "speed"}) {
+      const size_t at = line.find(word);
+      if (at != std::string::npos) found.emplace_back(word, columns(line.substr(0, at)));
+    }
+    for (const char* word : {"tok/s", "left"})  // behind a number
+      found.emplace_back(word, line.find(word) != std::string::npos);
+    return found;
+  };
+
+  size_t shapes = 0, before = 0;
+  for (int width = 20; width <= 140; ++width) {
+    const auto expected = places(format_progress(typical(), 50, "kl", 102, width));
+    EXPECT_EQ(places(format_progress(other, 50, "kl", 9, width)), expected) << width;
+    EXPECT_EQ(places(format_progress(other, 50, "kl", 3599, width)), expected) << width;
+    if (expected.size() != before) ++shapes;
+    before = expected.size();
+  }
+  EXPECT_GE(shapes, 4u) << "widths that leave out more and less were among them";
 }
 
 TEST(FormatProgress, OneObjectiveShowsNoAlignment) {
