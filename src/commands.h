@@ -26,6 +26,7 @@ struct CommandLine {
   std::string config;                  ///< path of the YAML file
   std::vector<std::string> overrides;  ///< --set a.b=value
   bool quiet = false;                  ///< errors only
+  bool verbose = false;                ///< train, check: also ranks, files and times
   int64_t ranks = 0;                   ///< check: for so many ranks; 0: for those that were started
   std::string resume;                  ///< train: "auto" or the folder of a checkpoint
   bool allow_change = false;           ///< train: resume although the run would be another

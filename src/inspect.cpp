@@ -17,6 +17,7 @@
 #include "core/json.h"
 #include "core/safetensors.h"
 #include "core/token_file.h"
+#include "core/words.h"
 #include "dist/checkpoint_files.h"
 #include "models/hf_config.h"
 #include "models/hf_weights.h"
@@ -149,9 +150,10 @@ std::string inspect_checkpoint(const std::string& folder) {
   for (int64_t i = 0; i < m.shards; ++i)
     tensors.add(SafetensorsFile(fmt::format("{}/{}", folder, dist::shard_name(i, m.shards))));
   std::string text = fmt::format(
-      "{}: checkpoint after step {} ({} updates)\n  written by {} ranks, {} shards; goes on with "
+      "{}: checkpoint after step {} ({})\n  written by {}, {}; goes on with "
       "any number\n  {}\n",
-      folder, m.step, m.updates, m.ranks, m.shards, tensors.text());
+      folder, m.step, counted(m.updates, "update"), counted(m.ranks, "rank"),
+      counted(m.shards, "shard"), tensors.text());
   for (const auto& [name, version] : m.versions)
     text += fmt::format("  {} {}\n", printable(name), printable(version));
   for (const auto& [name, print] : m.inputs)

@@ -82,38 +82,12 @@ void check_lengths(const RunConfig& config, const dist::RunData& data) {
   for (const auto& probe : data.probes) check_file(*probe);
 }
 
-// Mistakes in the config name its file.
-template <typename Body>
-void in_file(const std::string& file, const Body& body) {
-  try {
-    body();
-  } catch (const ConfigError& e) {
-    throw ConfigError(fmt::format("{}: {}", file, e.what()));
-  }
-}
-
 // `check` reads headers alone, and does so on the host for a GPU's config: it runs where no GPU is.
 const Backend& open_device(Job& job, dist::Launcher& launcher, Purpose purpose) {
   const ParallelSection& parallel = job.config.parallel;
   if (purpose == Purpose::check && parallel.device == Device::cuda) return cpu_backend();
   job.device = std::make_unique<RunDevice>(parallel, launcher, job.warnings);
   return job.device->backend();
-}
-
-// Host and process of every rank, for people.
-std::vector<std::string> find_places(dist::ControlPlane& control) {
-  std::array<uint64_t, 9> own{};
-  char* const name = reinterpret_cast<char*>(own.data() + 1);
-  own[0] = static_cast<uint64_t>(getpid());
-  if (gethostname(name, 63) != 0) std::strcpy(name, "unknown host");
-  const auto all = control.all_gather_words(own);
-  std::vector<std::string> places;
-  for (size_t r = 0; r < all.size() / own.size(); ++r) {
-    const uint64_t* words = all.data() + r * own.size();
-    places.push_back(
-        fmt::format("{}, process {}", reinterpret_cast<const char*>(words + 1), words[0]));
-  }
-  return places;
 }
 
 // A run leaves the ranks' records in its folder, the other commands write nothing.
@@ -125,7 +99,8 @@ void guard_ranks(const RunConfig& config, dist::Launcher& launcher, Purpose purp
         control.rank() == 0 ? dist::new_flight_folder(config.output + "/flight") : "", 0);
   }
   launcher.watchdog().guard({control.rank(), control.size(), collective_timeout(config.parallel),
-                             "parallel.timeout_seconds", folder, find_places(control)});
+                             "parallel.timeout_seconds", folder,
+                             dist::all_gather_text(control, process_in_words())});
 }
 
 // What the ranks must agree on before they act on any of it.
@@ -187,15 +162,15 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
   std::vector<dist::Fact> given, found;
   dist::agree(control, [&] {
     job.config = load_config(line.config, line.overrides);
-    in_file(line.config, [&] { check_data_given(job.config, purpose); });
+    in_config(line, [&] { check_data_given(job.config, purpose); });
     given = facts_given(line, job.config, purpose);
   });
   dist::check_same_start(control, given, job.warnings);
   guard_ranks(job.config, launcher, purpose);
   const Backend& backend = open_device(job, launcher, purpose);
   dist::agree(control, [&] {
-    in_file(line.config, [&] {
-      job.model = models::open_model(job.config.model, job.config.train.seed, backend);
+    in_config(line, [&] {
+      job.model = open_named_model(job.config, backend, models::open_model);
       if (job.config.parallel.device == Device::cuda) require_gpu(job.model.decoder->config());
     });
     dist::Mesh::check(line.ranks > 0 ? line.ranks : control.size(), job.config.parallel.shards);
@@ -203,16 +178,24 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
       job.config.data = {};
       job.config.batch.align_sequences = 0;
     }
-    job.data =
-        dist::open_data(job.config, *job.model.decoder, job.model.tokenizer_sha256, job.warnings);
-    in_file(line.config, [&] { check_lengths(job.config, job.data); });
+    in_config(line, [&] {
+      job.data =
+          dist::open_data(job.config, *job.model.decoder, job.model.tokenizer_sha256, job.warnings);
+      check_lengths(job.config, job.data);
+    });
     found = facts_found(job, backend);
     if (purpose == Purpose::evaluate) return;
     check_output(job.config.output);
-    in_file(line.config, [&] { check_export(job.config, job.model); });
+    in_config(line, [&] { check_export(job.config, job.model); });
   });
   dist::check_same_start(control, found, job.warnings);
   return job;
+}
+
+std::string process_in_words() {
+  std::array<char, 256> name{};
+  if (gethostname(name.data(), name.size() - 1) != 0) std::strcpy(name.data(), "unknown host");
+  return fmt::format("{}, process {}", name.data(), getpid());
 }
 
 void print_warnings(const std::vector<std::string>& warnings, const CommandLine& line,

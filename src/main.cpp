@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 #include <malloc.h>
 
+#include "command_mistake.h"
 #include "commands.h"
 #include "core/config_schema.h"
 #include "core/error.h"
@@ -53,6 +54,10 @@ void add_options(CLI::App& command, CommandLine& line) {
   command.add_flag("-q,--quiet", line.quiet, "print errors only");
 }
 
+void add_verbose(CLI::App& command, CommandLine& line, const char* text) {
+  command.add_flag("-v,--verbose", line.verbose, text)->excludes("--quiet");
+}
+
 // Commands of one process, without ranks.
 void add_local(CLI::App& app, std::function<std::string()>& command, std::string& path) {
   app.add_subcommand("schema", "print the JSON schema of a config, for editors")->callback([&] {
@@ -94,6 +99,7 @@ void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
   plan.add_option("--ranks", options.ranks, "numbers of ranks, e.g. 8 or 1,8,64,1024")
       ->required()
       ->delimiter(',')
+      ->allow_extra_args(false)  // what follows is the config
       ->type_name("N,...")
       ->check(CLI::Range(1, 1 << 20));
   plan.add_option("--device", options.device,
@@ -136,9 +142,17 @@ int main(int argc, char** argv) {
     sub->callback([&command, function] { command = function; });
     return sub;
   };
-  add_resume(*add("train", "train as the config says and write the run folder", safegrad::train),
-             line);
-  add("check", "check the config, the model's and the data's headers; run nothing", safegrad::check)
+  CLI::App* train =
+      add("train", "train as the config says and write the run folder", safegrad::train);
+  add_verbose(*train, line,
+              "also print each rank's host, device and threads, the files that were opened, and "
+              "where the time before the first step went");
+  add_resume(*train, line);
+  CLI::App* check =
+      add("check", "check the config, the model's and the data's headers; run nothing",
+          safegrad::check);
+  add_verbose(*check, line, "also print the files that were opened");
+  check
       ->add_option("--ranks", line.ranks,
                    "check for this many ranks; default: those that were started")
       ->check(CLI::PositiveNumber);
@@ -154,7 +168,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);  // --help, --version
-    mistake = fmt::format("{}; safegrad --help shows the commands", e.what());
+    mistake = safegrad::mistake_in_words(app, e);
   }
   if (local && mistake.empty()) return run_local(local);
 

@@ -17,6 +17,7 @@
 #include "core/random_tokens.h"
 #include "cpu/cpu_backend.h"
 #include "dist/run_shape.h"
+#include "job.h"
 
 namespace safegrad {
 namespace {
@@ -118,10 +119,11 @@ void check_files(const RunConfig& config) {
   for (const auto& [key, path] :
        {std::pair{"data.task", config.data.task}, std::pair{"data.align", config.data.align}}) {
     const bool needed = std::string(key) == "data.task" || config.batch.align_sequences > 0;
-    SAFEGRAD_CHECK(!needed || std::filesystem::exists(path), InputError,
-                   "{}: {} is not there: a plan needs the lengths of its sequences; give "
-                   "--tokens-per-sequence N to plan with sequences of one length",
-                   key, path.empty() ? "a token file" : path);
+    if (!needed || std::filesystem::exists(path)) continue;
+    throw NamedFileError(
+        key, fmt::format("{} is not there: a plan needs the lengths of its sequences; give "
+                         "--tokens-per-sequence N to plan with sequences of one length",
+                         path.empty() ? "a token file" : path));
   }
 }
 
@@ -129,9 +131,9 @@ class Planned {
  public:
   Planned(const CommandLine& line)
       : options_(line.plan), config_(load_config(line.config, line.overrides)) {
-    open_model();
+    in_config(line, [&] { open_model(); });
     open_device();
-    open_lengths();
+    in_config(line, [&] { open_lengths(); });
   }
 
   dist::RankPlan plan(int64_t ranks) { return dist::plan_rank(*model_.decoder, input_, ranks); }
@@ -153,7 +155,7 @@ class Planned {
 
  private:
   void open_model() {
-    model_ = models::open_model_shape(config_.model, config_.train.seed, cpu_backend());
+    model_ = open_named_model(config_, cpu_backend(), models::open_model_shape);
     title_.model = model_.name;
     title_.training =
         config_.model.lora ? fmt::format("LoRA r{}", config_.model.lora->rank) : "full fine-tuning";
@@ -230,13 +232,34 @@ class Planned {
   std::vector<std::string> warnings_;
 };
 
+// One that cannot be planned spoils no other; where none can be, InputError.
+std::vector<PlanOrReason> plan_each(Planned& planned, const std::vector<int64_t>& numbers) {
+  std::vector<PlanOrReason> rows;
+  bool any = false;
+  for (int64_t ranks : numbers) {
+    PlanOrReason& row = rows.emplace_back(PlanOrReason{ranks, {}, ""});
+    try {
+      row.plan = planned.plan(ranks);
+      any = true;
+    } catch (const InputError& e) {
+      row.reason = e.what();
+    }
+  }
+  SAFEGRAD_CHECK(any, InputError, "{}", rows.front().reason);
+  return rows;
+}
+
 void print_plans(const CommandLine& line) {
   Planned planned(line);
-  std::vector<dist::RankPlan> plans;
-  for (int64_t ranks : line.plan.ranks) plans.push_back(planned.plan(ranks));
-  const bool table = !line.plan.json && plans.size() > 1;
-  if (table) fmt::print("{}", plan_table(planned.title(), plans));
-  for (const dist::RankPlan& plan : plans) {
+  const std::vector<PlanOrReason> rows = plan_each(planned, line.plan.ranks);
+  const bool table = !line.plan.json && rows.size() > 1;
+  if (table) fmt::print("{}", plan_table(planned.title(), rows));
+  for (const PlanOrReason& row : rows) {
+    if (!row.plan) {
+      if (line.plan.json) fmt::print("{}\n", plan_json(row.ranks, row.reason));
+      continue;
+    }
+    const dist::RankPlan& plan = *row.plan;
     if (!line.plan.json && !table) fmt::print("{}", plan_in_full(planned.title(), plan));
     std::fflush(stdout);
     RankRun run;

@@ -1,6 +1,8 @@
 // plan.h: from a job to what its plan is made of, and a plan in words.
 #pragma once
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "dist/rank_plan.h"
 #include "dist/trainer.h"
@@ -26,11 +28,21 @@ struct PlanTitle {
   int64_t max_tokens = 0;                       ///< batch.max_tokens_per_rank
 };
 
-/// For people: everything about one plan, or a line for each of several.
+/// The plan of so many ranks, or why there is none.
+struct PlanOrReason {
+  int64_t ranks = 0;
+  std::optional<dist::RankPlan> plan;
+  std::string reason;
+};
+
+/// For people: everything about one plan, or a line for each of several, at least one with a plan,
+/// and what the columns are.
 std::string plan_in_full(const PlanTitle& title, const dist::RankPlan& plan);
-std::string plan_table(const PlanTitle& title, const std::vector<dist::RankPlan>& plans);
+std::string plan_table(const PlanTitle& title, const std::vector<PlanOrReason>& rows);
 /// For programs: one line of JSON; times in seconds, sizes in bytes. `run` may be null.
 std::string plan_json(const PlanTitle& title, const dist::RankPlan& plan, const RankRun* run);
+/// The same of ranks that cannot be planned.
+std::string plan_json(int64_t ranks, const std::string& reason);
 std::string run_in_words(const dist::RankPlan& plan, const RankRun& run);
 
 }  // namespace safegrad

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "core/words.h"
+#include "describe.h"
 #include "plan.h"
 
 namespace safegrad {
@@ -26,23 +28,9 @@ std::string grouped(int64_t n) {
   return n < 1000 ? fmt::format("{}", n) : fmt::format("{},{:03}", grouped(n / 1000), n % 1000);
 }
 
-// A size of traffic, in the unit that leaves few digits.
-std::string size_in_words(int64_t bytes) {
-  const auto b = static_cast<double>(bytes);
-  if (b >= kGiB) return fmt::format("{:.2f} GiB", b / kGiB);
-  if (b >= kMiB) return fmt::format("{:.2f} MiB", b / kMiB);
-  return fmt::format("{:.2f} KiB", b / 1024);
-}
-
 std::string seconds_in_words(double s) {
   if (s >= 0.1) return fmt::format("{:.2f} s", s);
   return fmt::format("{:.2f} ms", 1e3 * s);
-}
-
-std::string layout_in_words(const dist::RankPlan& p) {
-  if (p.shards == 1) return "data parallel";
-  if (p.shards == p.ranks) return "fully sharded";
-  return fmt::format("{} replicas x {} shards", p.ranks / p.shards, p.shards);
 }
 
 std::string title_line(const PlanTitle& t, const dist::RankPlan& p) {
@@ -125,6 +113,33 @@ std::string idle_in_words(const dist::RankPlan& p) {
                      grouped(p.idle_ranks), grouped(p.ranks));
 }
 
+std::string table_row(const dist::RankPlan& p, const ByteUnit& unit) {
+  const dist::Memory& m = p.memory.at_peak;
+  int64_t sent = 0;
+  for (const auto& [name, traffic] : p.traffic) sent += traffic.bytes;
+  return fmt::format(
+      "{:>7}{:>7}{:>8}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>11}{:>13}{:>11}{:>12.4g}  {}\n",
+      p.ranks, p.shards, p.idle_ranks, unit.of(p.memory.peak()), unit.of(m.weights),
+      unit.of(m.optimizer + m.gradients), unit.of(m.buffers),
+      unit.of(m.activations + m.logits + m.reference), largest_in_words(p), size_in_words(sent),
+      seconds_in_words(p.time.total_s), p.tokens_per_s(),
+      p.fits() ? p.time.bottleneck : fits_in_words(p));
+}
+
+constexpr const char* kColumns =
+    "  shards      ranks that hold one copy of weights, gradients and optimizer together\n"
+    "  idle        ranks without a sequence in the step\n"
+    "  peak        most that the rank holds at a time; the next four are its parts at that moment\n"
+    "  weights     parameters\n"
+    "  optim       gradients, moments and master weights\n"
+    "  buffers     gathered parameters, and gradients on their way to other ranks\n"
+    "  activ       activations, logits and the start model's hidden states\n"
+    "  fits        the largest micro-batch that fits, in tokens (batch.max_tokens_per_rank is {})\n"
+    "  sent        what the rank sends in a step\n"
+    "  step        the expected time of a step; docs/plan.md says what is assumed\n"
+    "  tokens/s    of all ranks, task and alignment\n"
+    "  bottleneck  what takes longest in a step, or what does not fit\n";
+
 const char* name_of(dist::Transport transport) {
   switch (transport) {
     case dist::Transport::shared_memory:
@@ -165,41 +180,40 @@ std::string memory_in_words(const dist::MemoryEstimate& memory) {
 std::string plan_in_full(const PlanTitle& title, const dist::RankPlan& p) {
   return title_line(title, p) +
          fmt::format(
-             "{} ranks, {}, {}; step {} of {} looked at: rank {} holds most: micro-batches: {}, "
+             "{} rank{}, {}, {}; step {} of {} looked at: rank {} holds most: micro-batches: {}, "
              "the largest of {} tokens ({} scored)\n",
-             grouped(p.ranks), layout_in_words(p), name_of(p.transport), p.step + 1, p.steps_seen,
-             p.rank, p.micro_batches, grouped(p.tokens), grouped(p.scored)) +
+             grouped(p.ranks), p.ranks == 1 ? "" : "s", layout_in_words(p.ranks, p.shards),
+             name_of(p.transport), p.step + 1, p.steps_seen, p.rank, p.micro_batches,
+             grouped(p.tokens), grouped(p.scored)) +
          idle_in_words(p) + memory_rows(p) +
          fmt::format("largest micro-batch that fits: {} tokens (batch.max_tokens_per_rank is {})\n",
                      largest_in_words(p), grouped(title.max_tokens)) +
          step_rows(p);
 }
 
-std::string plan_table(const PlanTitle& title, const std::vector<dist::RankPlan>& plans) {
+std::string plan_table(const PlanTitle& title, const std::vector<PlanOrReason>& rows) {
   int64_t most = 0;
-  for (const dist::RankPlan& p : plans) most = std::max(most, p.memory.peak());
+  const dist::RankPlan* first = nullptr;
+  for (const PlanOrReason& row : rows) {
+    if (!row.plan) continue;
+    if (!first) first = &*row.plan;
+    most = std::max(most, row.plan->memory.peak());
+  }
   const ByteUnit unit = unit_for(most);
-  std::string text = title_line(title, plans.front());
-  text += fmt::format(
-      "memory of the fullest rank in {}; {} inside a machine, {} between; fits: largest "
-      "micro-batch, tokens\n",
-      unit.name, title.inside, title.between);
+  std::string text = title_line(title, *first);
+  text += fmt::format("memory of the fullest rank in {}; {} inside a machine, {} between\n",
+                      unit.name, title.inside, title.between);
   text += fmt::format("{:>7}{:>7}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>11}{:>13}{:>11}{:>12}  {}\n",
                       "ranks", "shards", "idle", "peak", "weights", "optim", "buffers", "activ",
                       "fits", "sent", "step", "tokens/s", "bottleneck");
-  for (const dist::RankPlan& p : plans) {
-    const dist::Memory& m = p.memory.at_peak;
-    int64_t sent = 0;
-    for (const auto& [name, traffic] : p.traffic) sent += traffic.bytes;
-    text += fmt::format(
-        "{:>7}{:>7}{:>8}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>11}{:>13}{:>11}{:>12.4g}  {}\n",
-        p.ranks, p.shards, p.idle_ranks, unit.of(p.memory.peak()), unit.of(m.weights),
-        unit.of(m.optimizer + m.gradients), unit.of(m.buffers),
-        unit.of(m.activations + m.logits + m.reference), largest_in_words(p), size_in_words(sent),
-        seconds_in_words(p.time.total_s), p.tokens_per_s(),
-        p.fits() ? p.time.bottleneck : fits_in_words(p));
-  }
-  return text;
+  for (const PlanOrReason& row : rows)
+    text +=
+        row.plan ? table_row(*row.plan, unit) : fmt::format("{:>7}  {}\n", row.ranks, row.reason);
+  return text + fmt::format(kColumns, grouped(title.max_tokens));
+}
+
+std::string plan_json(int64_t ranks, const std::string& reason) {
+  return nlohmann::ordered_json{{"ranks", ranks}, {"error", reason}}.dump();
 }
 
 std::string plan_json(const PlanTitle& title, const dist::RankPlan& p, const RankRun* run) {

@@ -10,6 +10,8 @@
 #include "core/json.h"
 #include "core/metrics.h"
 #include "core/sha256.h"
+#include "core/words.h"
+#include "describe.h"
 #include "dist/checkpoint.h"
 #include "dist/job_failed.h"
 #include "dist/local_rank.h"
@@ -20,6 +22,7 @@
 #include "resume.h"
 #include "step_health.h"
 #include "stop_signal.h"
+#include "verbose.h"
 
 namespace safegrad {
 namespace {
@@ -27,52 +30,15 @@ namespace {
 // `near`: ranks of this machine.
 void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh, int near) {
   const RunConfig& c = job.config;
-  int64_t all = 0, trained = 0;
-  for (const Unit& unit : job.model.decoder->units()) {
-    for (const Parameter* p : unit.parameters) {
-      all += p->numel();
-      if (p->trainable) trained += p->numel();
-    }
-  }
-  const std::string what =
-      c.model.lora ? fmt::format("LoRA r{}", c.model.lora->rank) : "full fine-tuning";
-  const std::string layout = mesh.shards() == 1     ? "data parallel"
-                             : mesh.replicas() == 1 ? "fully sharded"
-                                                    : fmt::format("{} replicas x {} shards",
-                                                                  mesh.replicas(), mesh.shards());
   const Backend& backend = job.device->backend();
-  fmt::print("safegrad {} · {}, {} ({:.2f} M of {:.{}f} M trained) · {} ranks, {}, {}, {}\n",
-             SAFEGRAD_VERSION, job.model.name, what, trained / 1e6, all / 1e6,
-             all < 10'000'000 ? 2 : 0, mesh.world().size(),
-             backend.device().is_cpu() ? "mpi" : "nccl", backend.name(), layout);
-  auto describe = [](const char* label, const TokenFile& file) {
-    std::string sources;
-    if (file.has_sources() && file.sources().size() > 1) {
-      std::vector<int64_t> counts(file.sources().size(), 0);
-      for (int64_t i = 0; i < file.size(); ++i) ++counts[static_cast<size_t>(file.source(i))];
-      for (size_t s = 0; s < counts.size(); ++s) {
-        sources +=
-            fmt::format(", {:.1f} % {}",
-                        100.0 * static_cast<double>(counts[s]) / static_cast<double>(file.size()),
-                        file.sources()[s]);
-      }
-    }
-    fmt::print("{:<7}{} sequences, {} tokens ({} scored){}\n", label, file.size(),
-               file.total_tokens(), file.total_scored(), sources);
-  };
-  describe("task", *job.data.task);
-  if (job.data.align) describe("align", *job.data.align);
-  fmt::print("{} steps of {} + {} sequences · speed of light {:.0f} GFLOP/s over all ranks\n",
-             trainer.total_steps(), c.batch.task_sequences, c.batch.align_sequences,
-             trainer.gemm_rate() / 1e9);
-  try {
-    const auto memory = dist::plan_memory(*job.model.decoder,
-                                          plan_input(c, job.data, !backend.device().is_cpu(), near),
-                                          mesh.world().size());
-    fmt::print("memory a rank: {}\n", memory_in_words(memory));
-  } catch (const std::exception& error) {  // no reason to end a run
-    fmt::print("memory a rank: cannot be planned: {}\n", error.what());
-  }
+  const bool gpu = !backend.device().is_cpu();
+  fmt::print("safegrad {} · {} · {}\n{}", SAFEGRAD_VERSION, model_in_words(job),
+             ranks_in_words(mesh.world().size(), mesh.shards(), gpu, backend.name()),
+             data_in_words(job.data));
+  fmt::print("{} of {} + {} sequences · speed of light {:.0f} GFLOP/s over all ranks\n",
+             counted(trainer.total_steps(), "step"), c.batch.task_sequences,
+             c.batch.align_sequences, trainer.gemm_rate() / 1e9);
+  fmt::print("{}", planned_memory_in_words(job, gpu, mesh.world().size(), near));
   std::fflush(stdout);
 }
 
@@ -81,9 +47,9 @@ std::string align_label(const RunConfig& config) {
 }
 
 std::string version_comments(const dist::ControlPlane& world, const Backend& backend) {
-  return fmt::format("# safegrad {}, LibTorch {}, {} ranks, {} threads a rank, {}\n",
-                     SAFEGRAD_VERSION, SAFEGRAD_LIBTORCH_VERSION, world.size(),
-                     at::get_num_threads(), backend.name());
+  return fmt::format("# safegrad {}, LibTorch {}, {}, {} a rank, {}\n", SAFEGRAD_VERSION,
+                     SAFEGRAD_LIBTORCH_VERSION, counted(world.size(), "rank"),
+                     counted(at::get_num_threads(), "thread"), backend.name());
 }
 
 struct Summary {
@@ -100,6 +66,7 @@ struct Summary {
   }
 };
 
+// The last word is "done".
 void print_summary(const Summary& s, const Job& job) {
   if (s.steps == 0) {
     fmt::print("no step was left · model in {}/model\n", job.config.output);
@@ -108,19 +75,19 @@ void print_summary(const Summary& s, const Job& job) {
   std::string align;
   if (s.last.loss_align) {
     align =
-        fmt::format(" · {} {:.3f} → {:.3f} · conflicts in {} of {} steps", align_label(job.config),
-                    *s.first.loss_align, *s.last.loss_align, s.conflicts, s.steps);
+        fmt::format(" · {} {:.3f} → {:.3f} · conflicts in {} of {}", align_label(job.config),
+                    *s.first.loss_align, *s.last.loss_align, s.conflicts, counted(s.steps, "step"));
   }
-  if (s.skipped > 0) align += fmt::format(" · {} steps skipped (not finite)", s.skipped);
-  fmt::print("done in {} · task {:.3f} → {:.3f}{} · model in {}/model\n",
-             format_duration(s.seconds), s.first.loss_task, s.last.loss_task, align,
-             job.config.output);
+  if (s.skipped > 0) align += fmt::format(" · {} skipped (not finite)", counted(s.skipped, "step"));
   for (const auto& [name, measures] : s.last.probe) {
     std::string text;
     for (const auto& [measure, value] : measures)
       text += fmt::format("  {} {:.3f}", measure, value);
     fmt::print("probe {}:{}\n", name, text);
   }
+  fmt::print("done in {} · task {:.3f} → {:.3f}{} · model in {}/model\n",
+             format_duration(s.seconds), s.first.loss_task, s.last.loss_task, align,
+             job.config.output);
 }
 
 std::unique_ptr<models::HfExport> make_export(const Job& job) {
@@ -264,9 +231,11 @@ bool run_steps(const Job& job, const StartPoint& start, dist::Trainer& trainer,
 
 int train(const CommandLine& line, dist::Launcher& launcher) {
   catch_stop_signals();
+  PartTimes times;
   Job job = open_job(line, launcher, Purpose::train);
   const bool speaks = launcher.control().rank() == 0;
   const bool talks = speaks && !line.quiet;
+  times.end("opening");
   dist::Mesh mesh(job.device->connect(), job.config.parallel.shards);
   dist::Manifest facts = describe_run(job);
   OutputFolder output(job.config.output);  // rank 0's, until the run ends
@@ -286,15 +255,18 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
     if (speaks) output.make(job.warnings);
   });
   print_warnings(job.warnings, line, launcher.control());
+  times.end("connecting, output folder");
 
   dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
   facts.inputs[kWeights] = fmt::format("{:016x}", trainer.start_fingerprint());
   facts.step = start.saved.step;
+  times.end("weights, reference");
   if (start.resumes()) {
     std::vector<std::string> warnings;
     dist::agree(mesh.world(), [&] { check_weights(start, trainer, line.allow_change, warnings); });
     print_warnings(warnings, line, launcher.control());
     dist::restore_checkpoint(trainer, mesh, start.folder, start.saved);
+    times.end("checkpoint");
   }
   const auto metrics = begin_files(job, start, mesh);
   dist::CheckpointWriter checkpoints(trainer, mesh, checkpoint_folder(job.config),
@@ -304,7 +276,10 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
                                      });
   trainer.measure_speed_of_light();
   const int near = dist::find_local_rank(launcher.control()).ranks;
+  const std::string ranks = ranks_in_full(launcher.control(), job.device->backend());
+  times.end("measuring the speed of light");
   if (talks) print_header(job, trainer, mesh, near);
+  if (talks && line.verbose) fmt::print("{}{}{}", ranks, files_in_full(job), times.text());
   if (talks) print_start(job, line, start);
 
   Summary summary;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cstring>
 #include <future>
 #include <thread>
 
@@ -17,6 +18,19 @@ std::vector<double> all_gather_doubles(ControlPlane& control, std::span<const do
   std::vector<double> result;
   for (uint64_t w : control.all_gather_words(words)) result.push_back(std::bit_cast<double>(w));
   return result;
+}
+
+std::vector<std::string> all_gather_text(ControlPlane& control, const std::string& text) {
+  const uint64_t own_size = text.size();
+  const auto sizes = control.all_gather_words(std::span(&own_size, 1));
+  const size_t words = *std::max_element(sizes.begin(), sizes.end()) / sizeof(uint64_t) + 1;
+  std::vector<uint64_t> own(words);
+  std::memcpy(own.data(), text.data(), text.size());
+  const auto all = control.all_gather_words(own);
+  std::vector<std::string> texts;
+  for (size_t r = 0; r < sizes.size(); ++r)
+    texts.emplace_back(reinterpret_cast<const char*>(all.data() + r * words), sizes[r]);
+  return texts;
 }
 
 void agree(ControlPlane& control, const std::function<void()>& work) {

@@ -35,6 +35,9 @@ class ControlPlane {
 /// all_gather_words for doubles, bit by bit.
 std::vector<double> all_gather_doubles(ControlPlane& control, std::span<const double> values);
 
+/// The texts of all ranks, in rank order.
+std::vector<std::string> all_gather_text(ControlPlane& control, const std::string& text);
+
 /// Runs `work` on every rank. Where it throws on any, JobFailed leaves on every rank: with the
 /// error's text on the lowest failing rank, without on the others. For checks that can fail on one
 /// rank alone: no rank goes on to a collective that another never enters.

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "core/error.h"
+#include "core/words.h"
 
 namespace safegrad::dist {
 namespace {
@@ -51,10 +52,11 @@ int choose_gpu(ControlPlane& control, const LocalRank& local, const std::vector<
         "is {}); set it to auto or cpu, or start on a host with a GPU and its driver",
         control.rank(), host_name(), setting);
     SAFEGRAD_CHECK(gpus.size() == 1 || local.ranks <= static_cast<int>(gpus.size()), InputError,
-                   "rank {} of host {}: {} ranks were started on this host but only {} GPUs are "
-                   "visible; start at most {} ranks a host, or make more GPUs visible "
+                   "rank {} of host {}: {} ranks were started on this host but only {} can be "
+                   "seen; start at most {} ranks a host, or make more GPUs visible "
                    "(CUDA_VISIBLE_DEVICES is {})",
-                   control.rank(), host_name(), local.ranks, gpus.size(), gpus.size(), setting);
+                   control.rank(), host_name(), local.ranks,
+                   counted(static_cast<int64_t>(gpus.size()), "GPU"), gpus.size(), setting);
   });
   const uint64_t own = gpus[static_cast<size_t>(index)];
   const auto all = control.all_gather_words(std::span(&own, 1));

@@ -55,7 +55,7 @@ OpenedModel open_model(const ModelSection& section, uint64_t seed, const Backend
     weights = std::make_unique<RandomWeights>(seed);
   } else {
     SAFEGRAD_CHECK(std::filesystem::is_directory(section.path), ModelError,
-                   "model.path: {} is not a folder; give a Hugging Face model folder (config.json, "
+                   "{} is not a folder; give a Hugging Face model folder (config.json, "
                    "*.safetensors, tokenizer.json)",
                    section.path);
     const bool adapter = is_peft_adapter(section.path);

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -232,8 +233,50 @@ def test_check_accepts_a_good_config_and_writes_nothing(job):
     ended = run(job, "check", "config.yaml")
 
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "config.yaml: valid for 2 ranks; nothing was run\n"
+    first, *rest = ended.out.splitlines()
+    assert first == "config.yaml: valid for 2 ranks; nothing was run"
+    said = {line.split()[0]: line for line in rest}
+    for name, text in {
+        "model": ", full fine-tuning (0.02 M of 0.02 M trained)", "task": "12 sequences, ",
+        "align": "8 sequences, ", "probes": "heldout every 2 steps, choice; all at the end",
+        "steps": "3 of 4 + 4 sequences, rule safegrad", "ranks": "2 ranks, mpi, cpu, fully sharded",
+        "memory": "iB planned (", "output": "out (would be made)",
+    }.items():
+        assert text in said.pop(name), ended.out
+    assert not said
     assert snapshot(job) == before
+
+
+def test_check_says_what_would_run_elsewhere(job):
+    """On other ranks, on a GPU that is not here, into the folder of a run."""
+    (job / "out").mkdir()
+    (job / "out/metrics.jsonl").write_text('{"step":1}\n')
+    ended = run(job, "check", "config.yaml", "--ranks", "4", "--set", "parallel.shards=2",
+                "--set", "parallel.device=cuda", "--set", "train={epochs: 2}", "-v", ranks=1)
+
+    assert (ended.code, ended.err) == (0, "")
+    for text in ("valid for 4 ranks;", "4 ranks, nccl, cuda", "2 replicas x 2 shards",
+                 "6 (2 epochs) of 4 + 4 sequences", "out (holds a run", "weights "):
+        assert text in ended.out
+    files = re.findall(r"^(?:weights|data\.\w+|probe) +(\S+), (\d+\.\d\d) KiB$", ended.out, re.M)
+    assert [Path(name).name for name, _ in files] == [
+        "model.safetensors", "task.safetensors", "align.safetensors", "align.safetensors",
+        "choice.safetensors"]
+    for name, size in files:
+        assert float(size) == pytest.approx((job / name).stat().st_size / 1024, abs=0.006)
+
+
+def test_check_tells_every_mistake_of_the_config(job):
+    edit(job / "config.yaml", "rule: safegrad", "rule: sgd\n  rhoo: 1")
+    edit(job / "config.yaml", "steps: 3", "steps: 0")
+
+    ended = run(job, "check", "config.yaml")
+
+    assert (ended.code, ended.out) == (1, "")
+    lines = ended.err.splitlines()
+    assert lines[0] == "error: config.yaml: 3 mistakes:"
+    assert [line.split(": ")[0] for line in lines[1:]] == [
+        "  config.yaml:8", "  config.yaml:7", "  config.yaml:15"]
 
 
 def test_check_refuses_what_train_refuses(job):
@@ -253,7 +296,7 @@ def test_help_names_the_commands_and_the_exit_codes():
 
 KEYS = {"step", "epoch", "loss_task", "loss_align", "uu", "ua", "aa", "cosine", "conflict",
         "c_task", "c_align", "grad_norm", "clip", "lr", "task_tokens", "align_tokens", "skipped"}
-TIMES = {"seconds", "tokens_per_s", "speed_of_light", "phase_seconds"}
+MEASURED = {"seconds", "tokens_per_s", "speed_of_light", "memory_bytes", "phase_seconds"}
 
 
 def read_steps(output: Path) -> list[dict]:
@@ -261,7 +304,7 @@ def read_steps(output: Path) -> list[dict]:
 
 
 def without_times(steps: list[dict]) -> list[dict]:
-    return [{key: value for key, value in step.items() if key not in TIMES} for step in steps]
+    return [{key: value for key, value in step.items() if key not in MEASURED} for step in steps]
 
 
 def test_a_run_writes_its_folder_and_the_same_again(job):
@@ -273,7 +316,7 @@ def test_a_run_writes_its_folder_and_the_same_again(job):
     third = run(job, "train", "config.yaml")
 
     assert [first.code, second.code, third.code] == [0, 0, 0], first.err
-    assert [set(step) - {"probe"} for step in steps] == [KEYS | TIMES] * 3
+    assert [set(step) - {"probe"} for step in steps] == [KEYS | MEASURED] * 3
     assert [set(step.get("probe", {})) for step in steps] == [
         set(), {"heldout"}, {"heldout", "choice"}]
     assert [step["step"] for step in steps] == [1, 2, 3]
@@ -286,6 +329,11 @@ def test_a_run_writes_its_folder_and_the_same_again(job):
     for name in ("config.json", "tokenizer.json"):
         assert (job / "out/model" / name).read_bytes() == (job / "model" / name).read_bytes()
     assert "valid" in run(job, "check", "out/config.yaml").out
+    memory = [step["memory_bytes"] for step in steps]
+    assert memory == sorted(memory) and memory[0] > 2**24  # LibTorch alone is more
+    *_, choice, heldout, done = first.out.splitlines()
+    assert choice.startswith("probe choice:") and heldout.startswith("probe heldout:")
+    assert re.match(r"done in \d+:\d\d · task \d.* · model in out/model$", done)
 
 
 def test_evaluate_prints_json_and_writes_nothing(job):

@@ -55,7 +55,7 @@ def test_a_run_its_checkpoint_and_its_adapter(job):
     assert "3 steps recorded; the last is 3, loss_task " in text
     assert "checkpoints after steps 2" in text and "the model is in" in text
     text = inspect(job / "out/checkpoints/step-000002")
-    assert "checkpoint after step 2 (2 updates)" in text and "written by 1 ranks, 1 shards" in text
+    assert "checkpoint after step 2 (2 updates)" in text and "written by 1 rank, 1 shard;" in text
     assert "data.task content" in text and "LibTorch" in text
     [command] = re.findall("checked by: (.*)", text)
     subprocess.check_call(["sh", "-c", command], stdout=subprocess.DEVNULL)

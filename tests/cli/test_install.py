@@ -131,10 +131,8 @@ def test_the_package_becomes_the_program(package, job):  # noqa: F811
         folder=job,
         PYTHONPATH=str(package),
     )
-    assert (checked.returncode, checked.stdout) == (
-        0,
-        "config.yaml: valid for 2 ranks; nothing was run\n",
-    )
+    assert checked.returncode == 0
+    assert checked.stdout.startswith("config.yaml: valid for 2 ranks; nothing was run\n")
     wrong = run(*command, "train", "nowhere.yaml", folder=job, PYTHONPATH=str(package))
     assert wrong.returncode == 1 and "nowhere.yaml" in wrong.stderr
 

@@ -85,9 +85,55 @@ def test_several_numbers_of_ranks_give_a_line_each(job):
     ended = plan(job, "--ranks", "1,8,64,1024,4096")
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    rows = [line.split() for line in ended.stdout.splitlines()[3:]]
+    header, rows, words = table_of(ended.stdout)
     assert [row[0] for row in rows] == ["1", "8", "64", "1024", "4096"]
+    assert words == header[1:]  # each but "ranks" is explained
+    assert "(batch.max_tokens_per_rank is 4,096)" in ended.stdout
     assert max(len(line) for line in ended.stdout.splitlines()) <= 160
+
+
+def table_of(text: str) -> tuple[list[str], list[list[str]], list[str]]:
+    """The words of the header, the rows in words, and the first words of the lines below."""
+    lines = [line.split() for line in text.splitlines()[2:]]
+    rows = [line for line in lines[1:] if line[0].isdigit()]
+    return lines[0], rows, [line[0] for line in lines[1 + len(rows):]]
+
+
+def test_ranks_that_cannot_be_planned_leave_the_others_their_rows(job):
+    shards = ("--set", "parallel.shards=2")
+    table = plan(job, "--ranks", "3,4,5", *shards)
+    as_json = plan(job, "--ranks", "3,4", *shards, "--json")
+    none = plan(job, "--ranks", "3,5", *shards)
+
+    _, rows, _ = table_of(table.stdout)
+    assert (table.returncode, table.stderr) == (0, "")
+    assert [row[0] for row in rows] == ["3", "4", "5"]
+    assert " ".join(rows[0][1:]).startswith("parallel.shards is 2, which does not divide the 3 ra")
+    assert rows[1][1] == "2" and len(rows[1]) > 10
+    lines = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert [line["ranks"] for line in lines] == [3, 4]
+    assert lines[0]["error"].startswith("parallel.shards is 2") and lines[1]["fits"] is True
+    assert (none.returncode, none.stdout, len(none.stderr.splitlines())) == (1, "", 1)
+    assert none.stderr.startswith("error: parallel.shards is 2")
+
+
+@pytest.mark.parametrize("device", ["a100", "h100", "h200", "cpu"])
+def test_the_device_that_is_typed_is_the_one_that_is_planned(job, device):
+    (line,) = lines_of(plan(job, "--ranks", "8", "--device", device, "--json"))
+    full = plan(job, "--ranks", "8", "--device", device).stdout
+    table = plan(job, f"--device={device}", "--ranks", "8,16").stdout
+
+    assert line["device"] == device
+    for text in (full, table):
+        assert re.findall(r"\b(a100|h100|h200|cpu)\b", text) == [device]
+
+
+def test_the_config_may_follow_the_ranks(job):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([PROGRAM, "plan", "--ranks", "8,64", "config.yaml"], cwd=job,
+                          env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row[0] for row in table_of(done.stdout)[1]] == ["8", "64"]
 
 
 def test_json_adds_up_and_the_run_is_as_planned(job):

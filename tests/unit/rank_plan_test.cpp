@@ -335,7 +335,7 @@ TEST_F(Plan, WhatFitsIsAskedOfTheReferencesPassAndProbesToo) {
     const RankPlan small = dist::plan_rank(*model.decoder, in, 1);
     EXPECT_FALSE(small.fits());
     EXPECT_NE(plan_in_full({}, small).find("the reference's pass DOES NOT FIT"), std::string::npos);
-    EXPECT_NE(plan_table({}, {small}).find("DOES NOT FIT"), std::string::npos);
+    EXPECT_NE(plan_table({}, {{small.ranks, small, ""}}).find("DOES NOT FIT"), std::string::npos);
     EXPECT_NE(plan_json({}, small, nullptr).find(R"("fits":false)"), std::string::npos);
   }
 }
@@ -421,6 +421,20 @@ TEST(MachineMemory, AContainersLimitCounts) {
   EXPECT_EQ(machine_memory(root.path()), all);
   test::write_text(tree + "/memory/old/memory.limit_in_bytes", "700000\n");
   EXPECT_EQ(machine_memory(root.path()), 700000);
+}
+
+TEST(MachineMemory, ThePeakOfAProcessIsWhatItsStatusSays) {
+  const test::TempFolder root;
+  EXPECT_EQ(peak_resident_bytes(root.path()), 0) << "not known";
+  std::filesystem::create_directories(root / "proc/self");
+  test::write_text(root / "proc/self/status",
+                   "Name:\tVmHWM: 3 kB\nVmPeak:\t 9000 kB\nVmHWM:\t    1964 kB\nVmRSS:\t 12 kB\n");
+  EXPECT_EQ(peak_resident_bytes(root.path()), int64_t{1964} * 1024);
+
+  const int64_t before = peak_resident_bytes("");
+  ASSERT_GT(before, 1 << 20);
+  const std::vector<char> touched(64 << 20, 'x');
+  EXPECT_GE(peak_resident_bytes(""), before + (int64_t{32} << 20)) << touched.size();
 }
 
 class LargestMicroBatch : public Plan, public ::testing::WithParamInterface<GradientMode> {};

@@ -1,0 +1,111 @@
+#include "describe.h"
+
+#include <filesystem>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "core/enum_names.h"
+#include "core/words.h"
+#include "dist/run_shape.h"
+#include "plan.h"
+
+namespace safegrad {
+namespace {
+
+std::string file_in_words(const char* label, const TokenFile& file) {
+  std::string sources;
+  if (file.has_sources() && file.sources().size() > 1) {
+    std::vector<int64_t> counts(file.sources().size(), 0);
+    for (int64_t i = 0; i < file.size(); ++i) ++counts[static_cast<size_t>(file.source(i))];
+    for (size_t s = 0; s < counts.size(); ++s) {
+      sources +=
+          fmt::format(", {:.1f} % {}",
+                      100.0 * static_cast<double>(counts[s]) / static_cast<double>(file.size()),
+                      file.sources()[s]);
+    }
+  }
+  return fmt::format("{:<8}{}, {} ({} scored){}\n", label, counted(file.size(), "sequence"),
+                     counted(file.total_tokens(), "token"), file.total_scored(), sources);
+}
+
+std::string probes_in_words(const RunConfig& config) {
+  std::string text;
+  for (const ProbeConfig& probe : config.probe) {
+    text += text.empty() ? "" : ", ";
+    text += probe.name;
+    if (probe.every_steps > 0) text += fmt::format(" every {}", counted(probe.every_steps, "step"));
+  }
+  return text.empty() ? "" : fmt::format("{:<8}{}; all at the end\n", "probes", text);
+}
+
+std::string output_in_words(const std::string& output) {
+  const char* state = "would be made";
+  if (std::filesystem::exists(output + "/metrics.jsonl"))
+    state = "holds a run, whose files would be replaced unless it is resumed";
+  else if (std::filesystem::exists(output))
+    state = "is there, without a run";
+  return fmt::format("{:<8}{} ({})\n", "output", output, state);
+}
+
+}  // namespace
+
+std::string model_in_words(const Job& job) {
+  int64_t all = 0, trained = 0;
+  for (const Unit& unit : job.model.decoder->units()) {
+    for (const Parameter* p : unit.parameters) {
+      all += p->numel();
+      if (p->trainable) trained += p->numel();
+    }
+  }
+  const auto& lora = job.config.model.lora;
+  return fmt::format("{}, {} ({:.2f} M of {:.{}f} M trained)", job.model.name,
+                     lora ? fmt::format("LoRA r{}", lora->rank) : "full fine-tuning",
+                     static_cast<double>(trained) / 1e6, static_cast<double>(all) / 1e6,
+                     all < 10'000'000 ? 2 : 0);
+}
+
+std::string layout_in_words(int64_t ranks, int64_t shards) {
+  if (shards == 1) return "data parallel";
+  if (shards == ranks) return "fully sharded";
+  return fmt::format("{} replicas x {} shards", ranks / shards, shards);
+}
+
+std::string ranks_in_words(int64_t ranks, int64_t shards, bool gpu, const std::string& device) {
+  return fmt::format("{}, {}, {}{}", counted(ranks, "rank"), gpu ? "nccl" : "mpi", device,
+                     ranks == 1 ? "" : ", " + layout_in_words(ranks, shards));
+}
+
+std::string data_in_words(const dist::RunData& data) {
+  std::string text = file_in_words("task", *data.task);
+  if (data.align) text += file_in_words("align", *data.align);
+  return text;
+}
+
+std::string planned_memory_in_words(const Job& job, bool gpu, int64_t ranks, int64_t near) {
+  try {
+    const auto memory =
+        dist::plan_memory(*job.model.decoder, plan_input(job.config, job.data, gpu, near), ranks);
+    return fmt::format("memory a rank: {}\n", memory_in_words(memory));
+  } catch (const std::exception& error) {
+    return fmt::format("memory a rank: cannot be planned: {}\n", error.what());
+  }
+}
+
+std::string check_in_words(const Job& job, int64_t ranks, int64_t near) {
+  const RunConfig& c = job.config;
+  const bool gpu =
+      c.parallel.device == Device::cuda || (job.device && !job.device->backend().device().is_cpu());
+  const int64_t shards = c.parallel.shards == 0 ? ranks : c.parallel.shards;
+  const std::string device = job.device ? job.device->backend().name() : "cuda (not looked for)";
+  const std::string length =
+      c.train.epochs ? fmt::format(" ({})", counted(*c.train.epochs, "epoch")) : "";
+  return fmt::format("{:<8}{}\n{}{}{:<8}{}{} of {} + {} sequences, rule {}\n{:<8}{}\n{}{}", "model",
+                     model_in_words(job), data_in_words(job.data), probes_in_words(c), "steps",
+                     dist::count_steps(c, job.data.task->size()), length, c.batch.task_sequences,
+                     c.batch.align_sequences, name_of(c.objective.rule), "ranks",
+                     ranks_in_words(ranks, shards, gpu, device),
+                     planned_memory_in_words(job, gpu, ranks, near), output_in_words(c.output));
+}
+
+}  // namespace safegrad
