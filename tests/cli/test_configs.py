@@ -39,7 +39,7 @@ def check(job, path, *arguments) -> subprocess.CompletedProcess:
 def test_it_is_valid_for_its_ranks(job, path, ranks):
     ended = check(job, path, "--ranks", str(ranks))
     assert ended.returncode == 0, ended.stderr
-    assert f"valid for {ranks} ranks; nothing was run" in ended.stdout
+    assert f"valid for {ranks} rank{'s' * (ranks > 1)}; nothing was run" in ended.stdout
     assert not (job / "runs").exists()
 
 

@@ -137,7 +137,7 @@ def test_one_bad_sample_costs_one_step_and_is_named(job):
     done = run(job, "train", "config.yaml")
 
     assert done.code == 0, done.err
-    assert "1 steps skipped (not finite)" in done.out
+    assert "1 step skipped (not finite)" in done.out
     skipped = [record for record in records(job) if record["skipped"]]
     assert len(records(job)) == 3 and len(skipped) == 1
     what = skipped[0]["not_finite"]
