@@ -37,8 +37,9 @@ struct BlockMemory {
 };
 
 /// A decoder-only language model as a list of units. D width, T tokens of the batch, V vocabulary.
-/// No call communicates. Each call reads parameters of the units named in its comment, which must
-/// be gathered.
+/// Where the batch has token_scores, "adds a weight gradient" is "adds scores": the parameters'
+/// directions are read as well. No call communicates. Each call reads parameters of the units named
+/// in its comment, which must be gathered.
 class CausalLM {
  public:
   virtual ~CausalLM() = default;
@@ -80,9 +81,9 @@ class CausalLM {
 
   /// h [S, D] <- final norm of the rows x [S, D].
   virtual at::Tensor final_norm(const at::Tensor& x) = 0;
-  /// dx [S, D]; adds the norm's weight gradient; `scored_segments` splits the rows by objective.
+  /// dx [S, D]; adds the norm's weight gradient of every objective's scored rows.
   virtual at::Tensor final_norm_backward(const at::Tensor& x, const at::Tensor& dh,
-                                         const std::vector<int64_t>& scored_segments) = 0;
+                                         const PackedBatch& batch) = 0;
   /// The output matrix [V, D]; the embedding table where tied.
   virtual Parameter& head() = 0;
 

@@ -23,6 +23,13 @@ void kl_head(const Kernels& kernels, const at::Tensor& h, const at::Tensor& h_re
              Parameter& weight, const at::Tensor& reference_weight, size_t k, at::Tensor dh,
              at::Tensor loss);
 
+/// The cross-entropy with scores in place of W's gradient: dh as in cross_entropy_head, and where W
+/// trains row_scores [n] f64 += ⟨the row's part of W's gradient, W's direction⟩. Returns the
+/// log-probability of each target, [n] f64.
+at::Tensor cross_entropy_head_scores(const Kernels& kernels, const at::Tensor& h,
+                                     const at::Tensor& targets, const Parameter& weight,
+                                     at::Tensor dh, const at::Tensor& row_scores);
+
 /// Of each scored row: the log-probability of its target, and whether decoding would choose it.
 struct ScoredRows {
   at::Tensor log_p;   ///< [n] f64

@@ -85,6 +85,11 @@ class Kernels {
   /// same bits every time.
   virtual void add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& g) const = 0;
 
+  /// sums [n] f64 += scale · Σ_j a[i, j] b[i, j]; products and sums in float64. a, b [n, d] of one
+  /// type may be strided by row.
+  virtual void add_row_products(const at::Tensor& a, const at::Tensor& b, double scale,
+                                at::Tensor sums) const = 0;
+
   /// Scored positions whose logits exist at a time.
   virtual int64_t head_chunk() const = 0;
   /// [n, V] = h [n, D] Wᵀ, in the type that the row losses below read.

@@ -27,6 +27,9 @@ struct PackedBatch {
   at::Tensor scored;   ///< i64 [S] rows whose next token is scored, ascending per objective
   at::Tensor targets;  ///< i64 [S] that next token
   std::vector<int64_t> scored_segments;  ///< [K + 1]
+  /// f64 [T] or undefined: layers add to it, in place of their weight gradients, each token's part
+  /// of ⟨weight gradient, Parameter::direction⟩. One objective.
+  at::Tensor token_scores;
   at::Tensor
       reference_hidden;  ///< [rows of the KL objective, D] of the reference model, or undefined
 

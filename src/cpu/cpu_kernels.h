@@ -28,6 +28,8 @@ class CpuKernels final : public Kernels {
                                 const AttentionShape& shape,
                                 const PackedBatch& batch) const override;
   void add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& g) const override;
+  void add_row_products(const at::Tensor& a, const at::Tensor& b, double scale,
+                        at::Tensor sums) const override;
   int64_t head_chunk() const override;
   at::Tensor logits(const at::Tensor& h, const at::Tensor& weight) const override;
   void cross_entropy_rows(at::Tensor& logits, const at::Tensor& targets,

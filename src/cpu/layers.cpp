@@ -224,6 +224,27 @@ void CpuKernels::add_rows(at::Tensor& table, const at::Tensor& rows, const at::T
   table.index_add_(0, rows, g);
 }
 
+void CpuKernels::add_row_products(const at::Tensor& a, const at::Tensor& b, double scale,
+                                  at::Tensor sums) const {
+  const int64_t n = a.size(0), d = a.size(1), a_stride = a.stride(0), b_stride = b.stride(0);
+  double* out = sums.mutable_data_ptr<double>();
+  by_dtype(a, [&]<typename scalar_t>() {
+    const scalar_t* left = a.const_data_ptr<scalar_t>();
+    const scalar_t* right = b.const_data_ptr<scalar_t>();
+    at::parallel_for(0, n, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const scalar_t* x = left + i * a_stride;
+        const scalar_t* y = right + i * b_stride;
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < d; ++j)
+          sum += gram_term(static_cast<float>(x[j]), static_cast<float>(y[j]));
+        out[i] += scale * sum;
+      }
+    });
+  });
+}
+
 const Kernels& cpu_kernels() {
   static const CpuKernels kernels;
   return kernels;

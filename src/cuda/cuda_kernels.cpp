@@ -172,6 +172,16 @@ void CudaKernels::add_rows(at::Tensor& table, const at::Tensor& rows, const at::
   at::_index_put_impl_(table, {rows}, g, /*accumulate=*/true, /*unsafe=*/true);
 }
 
+void CudaKernels::add_row_products(const at::Tensor& a, const at::Tensor& b, double scale,
+                                   at::Tensor sums) const {
+  const Element element = element_of(a, "a");
+  expect_rows(a, "a", a);
+  expect_rows(b, "b", a);
+  expect_contiguous(sums, "sums", at::kDouble, {a.size(0)});
+  cuda::add_row_products(element, rows_of(a), rows_of(b), scale, sums.mutable_data_ptr<double>(),
+                         a.size(0), a.size(1), stream());
+}
+
 int64_t CudaKernels::head_chunk() const {
   return kGpuHeadChunk;
 }

@@ -33,6 +33,8 @@ class CudaKernels : public Kernels {
   at::Tensor dropout(const at::Tensor& x, const PackedBatch& batch, double p,
                      uint64_t site) const override;
   void add_rows(at::Tensor& table, const at::Tensor& rows, const at::Tensor& g) const override;
+  void add_row_products(const at::Tensor& a, const at::Tensor& b, double scale,
+                        at::Tensor sums) const override;
   int64_t head_chunk() const override;
   at::Tensor logits(const at::Tensor& h, const at::Tensor& weight) const override;
   void cross_entropy_rows(at::Tensor& logits, const at::Tensor& targets,

@@ -64,6 +64,10 @@ void swiglu_backward(Element element, const void* dact, const void* gate_up, voi
 void dropout(Element element, const void* x, const int64_t* keys, const int64_t* positions,
              uint64_t site, DropoutDraw draw, void* y, int64_t rows, int64_t width, Stream stream);
 
+/// sums [rows] += scale Σ_j a b of every row.
+void add_row_products(Element element, ConstRows a, ConstRows b, double scale, double* sums,
+                      int64_t rows, int64_t width, Stream stream);
+
 /// logits [rows, width] <- gradient; loss [1] += Σ rows; row_losses [rows] is scratch.
 void cross_entropy_rows(Element element, void* logits, const int64_t* targets, double* row_losses,
                         double* loss, int64_t rows, int64_t width, Stream stream);

@@ -7,42 +7,10 @@
 
 #include "core/error.h"
 #include "core/head_loss.h"
+#include "dist/directions.h"
+#include "dist/engine_schedule.h"
 
 namespace safegrad::dist {
-
-/// Gathers units in the order of their use, one ahead.
-class Engine::GatherQueue {
- public:
-  GatherQueue(std::vector<ShardedUnit*> order, PhaseClock& clock)
-      : order_(std::move(order)), clock_(clock) {
-    start_next();
-  }
-
-  /// The next `count` units of the order, readable; the one after them is on its way. The caller
-  /// releases them.
-  void next(size_t count = 1) {
-    clock_.enter(Phase::gather);
-    while (started_ < used_ + count) start_next();
-    for (size_t i = 0; i < count; ++i) order_[used_++]->finish_gather();
-    start_next();
-  }
-
- private:
-  void start_next() {
-    if (started_ >= order_.size()) return;
-    order_[started_++]->start_gather();
-  }
-
-  std::vector<ShardedUnit*> order_;
-  PhaseClock& clock_;
-  size_t started_ = 0, used_ = 0;
-};
-
-/// Per block: what its backward needs, or only its input where it is recomputed.
-struct Engine::Kept {
-  std::vector<at::Tensor> inputs;
-  std::vector<std::unique_ptr<Activations>> activations;
-};
 
 Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
     : model_(model),
@@ -72,6 +40,8 @@ Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
                                       objectives(), options_.sharding, mesh_, buffers_);
   }
 }
+
+Engine::~Engine() = default;
 
 void Engine::load(const WeightSource& weights) {
   agree(mesh_.world(), [&] {
@@ -184,7 +154,7 @@ at::Tensor Engine::head_forward_backward(const PackedBatch& batch, const at::Ten
   at::Tensor dh = at::empty_like(h);
   for (size_t k : active_) score(batch, k, h, dh, sums.loss.narrow(0, static_cast<int64_t>(k), 1));
   at::Tensor dx = at::zeros_like(x);
-  dx.index_copy_(0, batch.scored, model_.final_norm_backward(x_scored, dh, batch.scored_segments));
+  dx.index_copy_(0, batch.scored, model_.final_norm_backward(x_scored, dh, batch));
   for (ShardedUnit* unit : group) unit->release();
   return dx;
 }

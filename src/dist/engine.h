@@ -16,6 +16,8 @@
 
 namespace safegrad::dist {
 
+class Directions;
+
 /// How one objective is scored.
 enum class Loss { cross_entropy, kl };
 
@@ -32,6 +34,13 @@ struct PassSums {
   double flops = 0;  ///< necessary matrix products (design §2), the reference head included
 };
 
+/// What a scoring pass finds of every token.
+struct TokenScores {
+  at::Tensor
+      scores;  ///< [T] f64 on the device; a sequence's sum is ⟨its summed gradient, direction⟩
+  at::Tensor log_p;  ///< [S] f64 on the device, of the targets
+};
+
 /// Owns the sharded units of a model and the schedule of their gathers and reductions. Every rank
 /// calls the same functions in the same order, also with an empty batch. The next unit's gather is
 /// under way while a unit runs; a unit's reduce-scatters are under way during the backward of the
@@ -40,6 +49,7 @@ struct PassSums {
 class Engine {
  public:
   Engine(CausalLM& model, Mesh& mesh, EngineOptions options);
+  ~Engine();
 
   /// Reads every parameter's range of this rank; keeps a frozen copy of the head for the KL where
   /// the head trains. Collective: where a rank cannot read, JobFailed leaves on all.
@@ -82,6 +92,14 @@ class Engine {
   /// this rank's shards.
   at::Tensor inner_products() const;
 
+  /// The direction of later scores <- `scale` times the accumulated gradient of objective k, in the
+  /// compute dtype: one more shard of the trainable parameters. Collective; no rank is in a pass.
+  void point_along_gradient(size_t k, double scale);
+  /// Forward and backward of the cross-entropy of objective 0, the batch's only one, with scores in
+  /// place of gradients: no weight gradient is computed, kept or reduced. Blocks and their
+  /// directions are gathered together. Between begin_step and release_resident.
+  TokenScores score_tokens(PackedBatch batch);
+
   /// Forward only. h [S, D]: final-normed hidden states of the scored rows.
   at::Tensor hidden(const PackedBatch& batch);
   /// Runs `use` with the output matrix gathered (and the reference's, where the head trains).
@@ -97,6 +115,10 @@ class Engine {
   void blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kept& kept, at::Tensor dx);
   void score(const PackedBatch& batch, size_t objective, const at::Tensor& h, at::Tensor& dh,
              const at::Tensor& loss);
+  at::Tensor score_head(PackedBatch& batch, const at::Tensor& x, GatherQueue& gathers,
+                        at::Tensor& log_p);
+  void score_blocks(const PackedBatch& batch, GatherQueue& gathers, Kept& kept, at::Tensor dx);
+  std::vector<ShardedUnit*> with_directions(const std::vector<size_t>& units);
   std::vector<ShardedUnit*> head_group();
   Parameter& reference_head();
 
@@ -109,7 +131,8 @@ class Engine {
   std::vector<std::string> blocks_;
   std::unique_ptr<Parameter> frozen_head_;  // p_ref's output matrix where the head trains
   std::unique_ptr<ShardedUnit> frozen_head_unit_;
-  ShardedUnit* reducing_ = nullptr;  // its reduce-scatters are under way
+  std::unique_ptr<Directions> directions_;  // once point_along_gradient was called
+  ShardedUnit* reducing_ = nullptr;         // its reduce-scatters are under way
   std::vector<size_t> active_;
   bool first_ = true;
 };

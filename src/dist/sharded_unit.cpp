@@ -190,6 +190,10 @@ void ShardedUnit::follow_master() {
   if (trains() && !state_.compute.is_same(state_.master)) state_.compute.copy_(state_.master);
 }
 
+void ShardedUnit::set_frozen(const at::Tensor& shard) {
+  frozen_.memory.own.copy_(shard);
+}
+
 uint64_t ShardedUnit::fingerprint() const {
   uint64_t sum = 0;
   auto add = [&](const FlatGroup& group, const at::Tensor& values) {

@@ -88,6 +88,11 @@ class ShardedUnit {
   /// The compute copy follows the master weights, after state() was written to from outside.
   void follow_master();
 
+  /// Frozen weights in place of those that load() reads: this rank's shard [S] of them. A
+  /// collective lies between any rank's last read and this, finish_shard_writes between this and
+  /// the next read.
+  void set_frozen(const at::Tensor& shard);
+
   /// One all-gather of the trainable and one of the frozen part (if present and sharded). No-op
   /// while gathered.
   void start_gather();

@@ -67,6 +67,8 @@ class Trainer {
   std::vector<int64_t> drawn_task_samples(int64_t index) const;
 
   Engine& engine() { return engine_; }
+  /// The data of objective k as steps pack it, the KL's reference included.
+  const ObjectiveData& objective(size_t k) const { return objectives_[k]; }
   /// Content hash of the model that training started from.
   uint64_t start_fingerprint() const { return start_fingerprint_; }
   /// Steps that were not skipped: AdamW's t. With the units' state, all that a step leaves to the

@@ -32,6 +32,12 @@ at::Tensor Decoder::embed(const PackedBatch& batch) {
 }
 
 void Decoder::embed_backward(const PackedBatch& batch, const at::Tensor& dx) {
+  if (batch.token_scores.defined()) {
+    if (!embedding_->direction) return;
+    const at::Tensor rows = embedding_->direction->value.index_select(0, batch.tokens);
+    kernels_.add_row_products(dx, rows, 1.0, batch.token_scores);
+    return;
+  }
   for (size_t k = 0; k < batch.objectives(); ++k) {
     if (!embedding_->wants(k)) continue;
     const int64_t begin = batch.segments[k], length = batch.segments[k + 1] - begin;
@@ -67,6 +73,21 @@ void Decoder::normalise_heads(BlockActivations& kept, at::Tensor& qkv, const Blo
   normalise(attention_.heads, attention_.kv_heads, *block.k_norm, kept.raw_k, kept.rstd_k);
 }
 
+// `scores` [tokens] or undefined. A norm is linear in its weight, so ⟨dw, direction⟩ of a row is
+// ⟨dy, the norm with the direction as its weight⟩; heads of one token lie side by side in dy.
+void Decoder::norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
+                            Parameter& weight, const std::vector<int64_t>& row_segments,
+                            const at::Tensor& scores, at::Tensor& dx) const {
+  if (scores.defined() && weight.direction && x.size(0) > 0) {
+    at::Tensor unused_rstd;
+    const at::Tensor y =
+        kernels_.rms_norm(x, weight.direction->value, config_.rms_norm_eps, unused_rstd);
+    const int64_t tokens = scores.size(0);
+    kernels_.add_row_products(dy.reshape({tokens, -1}), y.view({tokens, -1}), 1.0, scores);
+  }
+  kernels_.rms_norm_backward(dy, x, rstd, weight, row_segments, dx);
+}
+
 void Decoder::normalise_heads_backward(const BlockActivations& kept, at::Tensor& dqkv,
                                        const Block& block, const PackedBatch& batch) const {
   const int64_t tokens = dqkv.size(0), d = attention_.head_dim;
@@ -76,7 +97,8 @@ void Decoder::normalise_heads_backward(const BlockActivations& kept, at::Tensor&
     std::vector<int64_t> rows = batch.segments;
     for (int64_t& boundary : rows) boundary *= heads;
     at::Tensor draw = at::zeros({tokens * heads, d}, dqkv.options());
-    kernels_.rms_norm_backward(slice.reshape({tokens * heads, d}), raw, rstd, weight, rows, draw);
+    norm_backward(slice.reshape({tokens * heads, d}), raw, rstd, weight, rows, batch.token_scores,
+                  draw);
     slice.copy_(draw.view({tokens, heads * d}));
   };
   backward(0, attention_.heads, *block.q_norm, kept.raw_q, kept.rstd_q);
@@ -123,8 +145,8 @@ at::Tensor Decoder::backward_block(int64_t index, std::unique_ptr<Activations> a
   block.gate_up.weight_gradients(dgate_up, normed(block.gate_up, kept.middle, *block.post_norm),
                                  batch, kept.lora_gate_up);
   at::Tensor& dmiddle = dy;  // the residual path: dy itself, plus what comes back through the norm
-  kernels_.rms_norm_backward(block.gate_up.input_gradient(dgate_up, batch), kept.middle, kept.rstd2,
-                             *block.post_norm, batch.segments, dmiddle);
+  norm_backward(block.gate_up.input_gradient(dgate_up, batch), kept.middle, kept.rstd2,
+                *block.post_norm, batch.segments, batch.token_scores, dmiddle);
   dgate_up.reset();
 
   block.o.weight_gradients(dmiddle, kept.attended, batch, kept.lora_o);
@@ -136,8 +158,8 @@ at::Tensor Decoder::backward_block(int64_t index, std::unique_ptr<Activations> a
                              kept.lora_qkv);
   if (!need_dx && !block.input_norm->trainable) return {};
   at::Tensor& dx = dmiddle;
-  kernels_.rms_norm_backward(block.qkv.input_gradient(dqkv, batch), kept.x, kept.rstd1,
-                             *block.input_norm, batch.segments, dx);
+  norm_backward(block.qkv.input_gradient(dqkv, batch), kept.x, kept.rstd1, *block.input_norm,
+                batch.segments, batch.token_scores, dx);
   return dx;
 }
 
@@ -147,11 +169,15 @@ at::Tensor Decoder::final_norm(const at::Tensor& x) {
 }
 
 at::Tensor Decoder::final_norm_backward(const at::Tensor& x, const at::Tensor& dh,
-                                        const std::vector<int64_t>& scored_segments) {
+                                        const PackedBatch& batch) {
   at::Tensor rstd;
   kernels_.rms_norm(x, norm_->value, config_.rms_norm_eps, rstd);
   at::Tensor dx = at::zeros_like(x);
-  kernels_.rms_norm_backward(dh, x, rstd, *norm_, scored_segments, dx);
+  const bool scores = batch.token_scores.defined();
+  at::Tensor row_scores;
+  if (scores) row_scores = at::zeros({x.size(0)}, batch.token_scores.options());
+  norm_backward(dh, x, rstd, *norm_, batch.scored_segments, row_scores, dx);
+  if (scores) at::Tensor(batch.token_scores).index_add_(0, batch.scored, row_scores);
   return dx;
 }
 

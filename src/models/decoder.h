@@ -49,7 +49,7 @@ class Decoder : public CausalLM {
                             const PackedBatch& batch, bool need_dx) override;
   at::Tensor final_norm(const at::Tensor& x) override;
   at::Tensor final_norm_backward(const at::Tensor& x, const at::Tensor& dh,
-                                 const std::vector<int64_t>& scored_segments) override;
+                                 const PackedBatch& batch) override;
   Parameter& head() override { return *head_; }
   std::vector<ExportEntry> export_entries(bool merged) const override;
   void export_unit(size_t unit, bool merged, ModelSink& sink) const override;
@@ -76,6 +76,9 @@ class Decoder : public CausalLM {
   void prepare_rotary(const PackedBatch& batch);
   void rotate_qk(at::Tensor& qkv, const PackedBatch& batch, bool inverse) const;
   void normalise_heads(struct BlockActivations& kept, at::Tensor& qkv, const Block& block) const;
+  void norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
+                     Parameter& weight, const std::vector<int64_t>& row_segments,
+                     const at::Tensor& scores, at::Tensor& dx) const;
   void normalise_heads_backward(const struct BlockActivations& kept, at::Tensor& dqkv,
                                 const Block& block, const PackedBatch& batch) const;
 

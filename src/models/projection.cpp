@@ -85,6 +85,10 @@ at::Tensor Projection::input_gradient(const at::Tensor& dy, const PackedBatch& b
 
 void Projection::weight_gradients(const at::Tensor& dy, const at::Tensor& x,
                                   const PackedBatch& batch, const LoraHidden& hidden) const {
+  if (batch.token_scores.defined()) {
+    add_scores(dy, x, batch, hidden);
+    return;
+  }
   for (size_t k = 0; k < batch.objectives(); ++k) {
     const at::Tensor dy_k = tokens_of(dy, batch, k);
     if (dy_k.size(0) == 0) continue;
@@ -103,6 +107,29 @@ void Projection::weight_gradients(const at::Tensor& dy, const at::Tensor& x,
       part.b->add_product(k, dy_k, tokens_of(hidden[i], batch, k), part.scale);
       part.a->add_product(k, at::mm(dy_k, part.b->value), tokens_of(input, batch, k), part.scale);
     }
+  }
+}
+
+// With dW = Σ_t dy_t x_tᵀ a token's part of ⟨dW, A⟩ is dy_t · (A x_t): the layer's own product with
+// the direction in the weight's place, as large as the product for dW that it replaces.
+void Projection::add_scores(const at::Tensor& dy, const at::Tensor& x, const PackedBatch& batch,
+                            const LoraHidden& hidden) const {
+  auto add = [&](const at::Tensor& gradient, const at::Tensor& y, double scale) {
+    kernels_->add_row_products(gradient, y, scale, batch.token_scores);
+  };
+  for (const LinearPart& part : linear_) {
+    const at::Tensor slice = columns(dy, part.column, *part.weight);
+    if (part.weight->direction) add(slice, at::mm(x, part.weight->direction->value.t()), 1.0);
+    if (part.bias && part.bias->direction)
+      add(slice, part.bias->direction->value.expand_as(slice), 1.0);
+  }
+  for (size_t i = 0; i < lora_.size(); ++i) {
+    const LoraPart& part = lora_[i];
+    if (!part.a->direction) continue;
+    const at::Tensor slice = columns(dy, part.column, *part.b);
+    add(slice, at::mm(hidden[i], part.b->direction->value.t()), part.scale);
+    add(at::mm(slice, part.b->value),
+        at::mm(adapter_input(part, x, batch), part.a->direction->value.t()), part.scale);
   }
 }
 

@@ -52,7 +52,8 @@ class Projection {
   at::Tensor forward(const at::Tensor& x, const PackedBatch& batch, LoraHidden* hidden) const;
   /// dx [T, in] <- dy [T, out].
   at::Tensor input_gradient(const at::Tensor& dy, const PackedBatch& batch) const;
-  /// Adds every weight gradient. x may be undefined if !needs_input().
+  /// Adds every weight gradient, or scores where the batch has them. x may be undefined if
+  /// !needs_input().
   void weight_gradients(const at::Tensor& dy, const at::Tensor& x, const PackedBatch& batch,
                         const LoraHidden& hidden) const;
 
@@ -64,6 +65,9 @@ class Projection {
  private:
   at::Tensor adapter_input(const LoraPart& part, const at::Tensor& x,
                            const PackedBatch& batch) const;
+
+  void add_scores(const at::Tensor& dy, const at::Tensor& x, const PackedBatch& batch,
+                  const LoraHidden& hidden) const;
 
   const Kernels* kernels_;
   std::vector<LinearPart> linear_;

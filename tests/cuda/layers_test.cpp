@@ -238,6 +238,33 @@ TEST(CudaSwiglu, LargeGatesSaturateWithoutNaN) {
   expect_close(dgate_up, {2, 0, 1, 500, 0, 0}, 1e-6);
 }
 
+// float64 products of floats are exact; what rounds is their sum.
+TEST(CudaRowProducts, AddToTheSumsOfFp64) {
+  for (at::ScalarType type : kTypes) {
+    for (const auto& [rows, width] : kShapes) {
+      const at::Tensor a = random_of(type, {rows, width}, 51),
+                       b = random_of(type, {rows, width}, 52);
+      const at::Tensor before = random_of(at::kFloat, {rows}, 53).to(at::kDouble);
+      const at::Tensor products = a.to(at::kDouble) * b.to(at::kDouble);
+      for (const at::Tensor& left : {a, strided(a), strided_aligned(a)}) {
+        const auto got = in_any_order([&] {
+          at::Tensor sums = before.clone();
+          kernels().add_row_products(left, b, -0.5, sums);
+          return std::vector<at::Tensor>{sums};
+        });
+        expect_within(got[0], before - 0.5 * products.sum(1), 1e-12, 1e-12 * width);
+      }
+    }
+  }
+}
+
+TEST(CudaRowProducts, ARowMayBeRepeated) {
+  const at::Tensor a = random_tensor({5, 128}, 54), b = random_tensor({128}, 55);
+  at::Tensor sums = at::zeros({5}, at::kDouble);
+  kernels().add_row_products(a, b.expand_as(a), 1.0, sums);
+  expect_within(sums, a.to(at::kDouble).mv(b.to(at::kDouble)), 0, 1e-12);
+}
+
 // The draws are the contract of layouts and devices: bit for bit those of the CPU.
 TEST(CudaDropout, EqualsTheCpuBitForBit) {
   for (at::ScalarType type : kTypes) {

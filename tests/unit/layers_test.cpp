@@ -376,5 +376,27 @@ TEST(AddRows, IsTheSameBitsOnManyThreads) {
   for (const at::Tensor& table : tables) expect_equal(table, tables[0]);
 }
 
+// float64 products of floats are exact; what rounds is their sum.
+TEST(RowProducts, AddToTheSumsOfFp64) {
+  for (at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    for (const auto& [rows, width] : kShapes) {
+      const at::Tensor a = random_tensor({rows, width}, 31).to(type);
+      const at::Tensor b = random_tensor({rows, width}, 32).to(type);
+      const at::Tensor before = random_tensor({rows}, 33).to(at::kDouble);
+      const Values expected =
+          values_of(before - 0.5 * (a.to(at::kDouble) * b.to(at::kDouble)).sum(1));
+      for (const at::Tensor& left : {a, test::strided(a)}) {
+        at::Tensor sums = before.clone();
+        cpu_kernels().add_row_products(left, b, -0.5, sums);
+        expect_close(sums, expected, 1e-12 * static_cast<double>(width));
+      }
+      at::Tensor sums = at::zeros({rows}, at::kDouble);
+      cpu_kernels().add_row_products(a, b[0].expand_as(a), 1.0, sums);  // a bias
+      expect_close(sums, values_of(a.to(at::kDouble).mv(b[0].to(at::kDouble))),
+                   1e-12 * static_cast<double>(width));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace safegrad::models
