@@ -30,6 +30,8 @@ struct CommandLine {
   int64_t ranks = 0;                   ///< check: for so many ranks; 0: for those that were started
   std::string resume;                  ///< train: "auto" or the folder of a checkpoint
   bool allow_change = false;           ///< train: resume although the run would be another
+  int64_t top = 20;                    ///< audit: samples to print
+  int64_t steps = 10;                  ///< audit: plain steps before it
   PlanOptions plan;
 };
 
@@ -46,6 +48,10 @@ int train(const CommandLine& line, dist::Launcher& launcher);
 int check(const CommandLine& line, dist::Launcher& launcher);
 /// Scores the config's model on its probes and prints one JSON line.
 int evaluate(const CommandLine& line, dist::Launcher& launcher);
+
+/// Ranks the task samples by how much each one's gradient works against the alignment set's
+/// (dist/audit.h); prints the worst and writes all to output/audit.jsonl.
+int audit(const CommandLine& line, dist::Launcher& launcher);
 
 /// Prints what the config's run would take on other numbers of ranks and another device. Runs
 /// nothing, reads no weights; with `run`, trains a step of one rank and throws RunError where it

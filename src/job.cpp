@@ -19,10 +19,19 @@
 namespace safegrad {
 namespace {
 
-void check_data_given(const RunConfig& config, Purpose purpose) {
+void check_data_given(const CommandLine& line, const RunConfig& config, Purpose purpose) {
   if (purpose != Purpose::evaluate) {
     SAFEGRAD_CHECK(!config.data.task.empty(), ConfigError,
-                   "data.task is missing: train needs a token file");
+                   "data.task is missing: {} needs a token file",
+                   purpose == Purpose::audit ? "audit" : "train");
+    SAFEGRAD_CHECK(purpose != Purpose::audit || !config.data.align.empty(), ConfigError,
+                   "data.align is missing: audit compares each sample's gradient with that of an "
+                   "alignment set");
+    SAFEGRAD_CHECK(
+        purpose != Purpose::audit || line.steps > 0 || config.objective.align_loss != AlignLoss::kl,
+        ConfigError,
+        "--steps: got 0, but the KL to the start model has no gradient there; give 1 or more, or "
+        "--set objective.align_loss=sft");
   } else {
     SAFEGRAD_CHECK(!config.probe.empty(), ConfigError,
                    "probe is missing: evaluate needs at least one token file");
@@ -106,7 +115,7 @@ void guard_ranks(const RunConfig& config, dist::Launcher& launcher, Purpose purp
 // What the ranks must agree on before they act on any of it.
 std::vector<dist::Fact> facts_given(const CommandLine& line, const RunConfig& config,
                                     Purpose purpose) {
-  const char* commands[] = {"train", "check", "evaluate"};
+  const char* commands[] = {"train", "check", "evaluate", "audit"};
   std::vector<dist::Fact> facts = {
       {"version of safegrad", SAFEGRAD_VERSION},
       {"version of LibTorch", SAFEGRAD_LIBTORCH_VERSION},
@@ -114,7 +123,8 @@ std::vector<dist::Fact> facts_given(const CommandLine& line, const RunConfig& co
       {"program (SHA-256)", sha256_of_file("/proc/self/exe").substr(0, 16)},
       {"command", commands[static_cast<size_t>(purpose)]},
       {"--resume", line.resume.empty() ? "not given" : line.resume},
-      {"--allow-change", line.allow_change ? "given" : "not given"}};
+      {"--allow-change", line.allow_change ? "given" : "not given"},
+      {"--steps", fmt::format("{}", line.steps)}};
   for (const auto& [key, value] : config_values(config)) facts.push_back({key, value});
   return facts;
 }
@@ -162,7 +172,7 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
   std::vector<dist::Fact> given, found;
   dist::agree(control, [&] {
     job.config = load_config(line.config, line.overrides);
-    in_config(line, [&] { check_data_given(job.config, purpose); });
+    in_config(line, [&] { check_data_given(line, job.config, purpose); });
     given = facts_given(line, job.config, purpose);
   });
   dist::check_same_start(control, given, job.warnings);
@@ -178,6 +188,11 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
       job.config.data = {};
       job.config.batch.align_sequences = 0;
     }
+    if (purpose == Purpose::audit) {
+      job.config.probe.clear();
+      job.config.objective.rule = Rule::sft;
+      job.config.batch.align_sequences = 1;  // of the steps before the audit, which do not use it
+    }
     in_config(line, [&] {
       job.data =
           dist::open_data(job.config, *job.model.decoder, job.model.tokenizer_sha256, job.warnings);
@@ -186,6 +201,7 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     found = facts_found(job, backend);
     if (purpose == Purpose::evaluate) return;
     check_output(job.config.output);
+    if (purpose == Purpose::audit) return;  // it writes no model
     in_config(line, [&] { check_export(job.config, job.model); });
   });
   dist::check_same_start(control, found, job.warnings);

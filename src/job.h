@@ -21,7 +21,7 @@ struct Job {
   std::vector<std::string> warnings;
 };
 
-enum class Purpose { train, check, evaluate };
+enum class Purpose { train, check, evaluate, audit };
 
 /// Reads the config, chooses the device, opens model and data, and checks all that can be checked
 /// before anything is written: among it that all ranks have the same program, command, config,

@@ -27,6 +27,8 @@ constexpr const char* kIntroduction =
     "arXiv:2508.07172).\n\n"
     "  safegrad check configs/quickstart.yaml                    is the config right?\n"
     "  mpirun -n 2 safegrad train configs/quickstart.yaml        train on two ranks\n"
+    "  mpirun -n 2 safegrad audit configs/quickstart.yaml        which samples work against "
+    "safety?\n"
     "  safegrad plan my.yaml --ranks 8,64 --device h100          what would it take?\n"
     "  srun --mpi=pmix -n 8 safegrad train my.yaml --set train.seed=1\n"
     "  safegrad inspect runs/quickstart/safegrad                 what is this folder?\n\n"
@@ -95,6 +97,16 @@ void add_resume(CLI::App& train, CommandLine& line) {
       ->needs(resume);
 }
 
+void add_audit(CLI::App& audit, CommandLine& line) {
+  audit.add_option("--top", line.top, "samples to print, the worst first (20)")
+      ->type_name("N")
+      ->check(CLI::NonNegativeNumber);
+  audit
+      .add_option("--steps", line.steps, "of plain fine-tuning before the samples are scored (10)")
+      ->type_name("N")
+      ->check(CLI::NonNegativeNumber);
+}
+
 void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
   plan.add_option("--ranks", options.ranks, "numbers of ranks, e.g. 8 or 1,8,64,1024")
       ->required()
@@ -157,6 +169,9 @@ int main(int argc, char** argv) {
                    "check for this many ranks; default: those that were started")
       ->check(CLI::PositiveNumber);
   add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
+  add_audit(*add("audit", "rank the task samples by how much each works against alignment",
+                 safegrad::audit),
+            line);
   add_plan(*add("plan", "memory, traffic and time of a run on any number of ranks; runs nothing",
                 safegrad::plan),
            line.plan);
