@@ -14,6 +14,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from errors import InputError, run
+from tokenfile import Sequence, write_token_file
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Tokens:
     """A token file's sequences and, where it has them, the source of each."""
 
     tokens: list[np.ndarray]
+    masks: list[np.ndarray]
     sources: list[str] | None
+    metadata: dict[str, str]
 
 
 def read_tokens(path: Path) -> Tokens:
@@ -29,13 +32,14 @@ def read_tokens(path: Path) -> Tokens:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             offsets = file.get_tensor("offsets")
-            tokens = file.get_tensor("tokens")
+            tokens, masks = file.get_tensor("tokens"), file.get_tensor("loss_mask")
             named = json.loads(metadata.get("sources", "[]"))
             sources = [named[i] for i in file.get_tensor("source")] if named else None
     except Exception as problem:  # safetensors has kinds of its own
         raise InputError(f"{path}: not a token file: {problem}") from problem
-    pieces = [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:])]
-    return Tokens(pieces, sources)
+    bounds = list(zip(offsets[:-1], offsets[1:]))
+    return Tokens([tokens[a:b] for a, b in bounds], [masks[a:b] for a, b in bounds], sources,
+                  metadata)
 
 
 def read_audit(path: Path, tokens: Tokens) -> list[dict]:
@@ -85,6 +89,17 @@ def judge(scores: np.ndarray, is_bad: np.ndarray) -> dict[str, float]:
     }
 
 
+def write_without(out: Path, dropped: set[int], tokens: Tokens) -> None:
+    """The sequences but those of these indices, in their order, as a token file."""
+    names = list(json.loads(tokens.metadata.get("sources", "[]")))
+    kept = [
+        Sequence(t.tolist(), m.tolist(), names.index(tokens.sources[i]) if names else None)
+        for i, (t, m) in enumerate(zip(tokens.tokens, tokens.masks)) if i not in dropped
+    ]
+    write_token_file(out, kept, tokens.metadata.get("tokenizer_sha256", ""),
+                     tokens.metadata.get("template_sha256", ""), sources=names)
+
+
 def decoder(model: Path):
     """tokens -> text, special tokens included."""
     path = model / "tokenizer.json"
@@ -111,7 +126,13 @@ def main() -> None:
     parser.add_argument("--bad", action="append", metavar="SOURCE",
                         help="a source whose samples ought to be found (repeatable): prints AUC and"
                         " precision as JSON")
+    parser.add_argument("--drop", type=int, metavar="N", help="with --out: leave out the N worst")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="write the rest of the token file here")
     arguments = parser.parse_args()
+    if (arguments.drop is None) != (arguments.out is None):
+        raise InputError("--drop and --out belong together: how many to leave out, and the file of"
+                         " the rest")
     tokens = read_tokens(arguments.tokens)
     lines = read_audit(arguments.audit, tokens)
     if arguments.bad:
@@ -122,7 +143,14 @@ def main() -> None:
         scores = np.array([line["score"] for line in lines])
         is_bad = np.array([tokens.sources[line["index"]] in arguments.bad for line in lines])
         print(json.dumps(judge(scores, is_bad)))
-    if arguments.model or not arguments.bad:
+    if arguments.out:
+        if not 0 <= arguments.drop < len(lines):
+            raise InputError(f"--drop {arguments.drop}: there are {len(lines)} samples, and at"
+                             " least one must be left")
+        worst = {line["index"] for line in lines[: arguments.drop]}
+        write_without(arguments.out, worst, tokens)
+        print(f"{arguments.out}: {len(lines) - len(worst)} of {len(lines)} samples")
+    elif arguments.model or not arguments.bad:
         show(lines[: arguments.top], tokens, arguments.model and decoder(arguments.model))
 
 

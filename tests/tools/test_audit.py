@@ -80,3 +80,22 @@ def test_an_audit_of_other_data_is_refused(tmp_path):
 def test_an_unknown_source_is_refused(tmp_path):
     ended = command(*write(tmp_path), "--bad", "poison")
     assert ended.returncode == 1 and "['bad', 'good']" in ended.stderr
+
+
+def test_the_rest_is_written_as_it_was(tmp_path):
+    audited, task = write(tmp_path)
+    out = tmp_path / "rest.safetensors"
+    ended = command(audited, task, "--drop", "2", "--out", str(out))
+    assert ended.returncode == 0 and "2 of 4 samples" in ended.stdout, ended.stderr
+    before, rest = audit.read_tokens(Path(task)), audit.read_tokens(out)
+    assert rest.sources == ["good", "good"] and rest.metadata == before.metadata
+    for index, tokens, mask in zip((0, 2), rest.tokens, rest.masks, strict=True):
+        assert tokens.tolist() == before.tokens[index].tolist()
+        assert mask.tolist() == before.masks[index].tolist()
+
+
+@pytest.mark.parametrize("arguments", [["--drop", "1"], ["--out", "x"],
+                                       ["--drop", "4", "--out", "x"]])
+def test_dropping_needs_a_number_and_a_file(tmp_path, arguments):
+    ended = command(*write(tmp_path), *arguments)
+    assert ended.returncode == 1 and ended.stderr.startswith("error: --drop")
