@@ -11,9 +11,13 @@ Directions::Directions(CausalLM& model, const ShardingOptions& sharding, Mesh& m
     Unit direction{unit.name + " direction", {}, unit.resident};
     for (Parameter* p : unit.parameters) {
       if (!p->trainable) continue;
-      parameters_.push_back({p->name, p->shape, /*trainable=*/false, {}, {}, {}, {}, nullptr});
-      p->direction = &parameters_.back();
-      direction.parameters.push_back(&parameters_.back());
+      Parameter& of_p = parameters_.emplace_back();
+      of_p.name = p->name;
+      of_p.block = p->block;
+      of_p.shape = p->shape;
+      of_p.trainable = false;
+      p->direction = &of_p;
+      direction.parameters.push_back(&of_p);
     }
     units_.push_back(direction.parameters.empty()
                          ? nullptr
