@@ -33,7 +33,7 @@ SETTING = re.compile(r"[A-Z_]+=\S* ")
 # How blocks begin that hold no command: formulas, output, listings of files.
 NOT_COMMANDS = (
     "error: ", "u = ∇ L_task", "if u·a < 0:", "start    plain   SafeGrad", "src/core/",
-    '{"prompt"',
+    '{"prompt"', '{"index"', "u_i = ∇", "⟨∂L/∂W, A⟩",
     "model = AutoModel", "base = AutoModel", "bin/safegrad", "200 harmful prompts, HarmBench",
     "plain             safegrad", "step-000100/shard", '"not_finite"')
 
