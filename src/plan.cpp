@@ -110,7 +110,8 @@ std::vector<Stream> made_up_streams(const RunConfig& config, const PlanOptions& 
     const bool all = !streams.empty() && dist::scores_all_positions(config);
     const auto n = static_cast<size_t>(sequences);
     streams.push_back({std::vector<int64_t>(n, options.tokens),
-                       std::vector<int64_t>(n, all ? options.tokens : options.scored), sequences});
+                       std::vector<int64_t>(n, all ? options.tokens : options.scored), sequences,
+                       dist::turns_of(config, streams.size())});
   }
   return streams;
 }

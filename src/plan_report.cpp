@@ -107,6 +107,14 @@ std::string step_rows(const dist::RankPlan& p) {
   return text;
 }
 
+std::string renewal_in_words(const dist::RankPlan& p) {
+  if (p.align_every == 1) return "";
+  return fmt::format("the alignment gradient is computed in one of {} steps: {}\n",
+                     grouped(p.align_every),
+                     p.renews ? "this one does, so the others take less time and send less"
+                              : "this one does not, so those that do take more time and send more");
+}
+
 std::string idle_in_words(const dist::RankPlan& p) {
   if (p.idle_ranks == 0) return "";
   return fmt::format("{} of {} ranks have no sequence in this step: raise batch.task_sequences\n",
@@ -185,7 +193,7 @@ std::string plan_in_full(const PlanTitle& title, const dist::RankPlan& p) {
              grouped(p.ranks), p.ranks == 1 ? "" : "s", layout_in_words(p.ranks, p.shards),
              name_of(p.transport), p.step + 1, p.steps_seen, p.rank, p.micro_batches,
              grouped(p.tokens), grouped(p.scored)) +
-         idle_in_words(p) + memory_rows(p) +
+         renewal_in_words(p) + idle_in_words(p) + memory_rows(p) +
          fmt::format("largest micro-batch that fits: {} tokens (batch.max_tokens_per_rank is {})\n",
                      largest_in_words(p), grouped(title.max_tokens)) +
          step_rows(p);
@@ -235,6 +243,8 @@ std::string plan_json(const PlanTitle& title, const dist::RankPlan& p, const Ran
   json["micro_batches"] = p.micro_batches;
   json["tokens"] = p.tokens;
   json["scored"] = p.scored;
+  json["align_every"] = p.align_every;
+  json["renews"] = p.renews;
   json["idle_ranks"] = p.idle_ranks;
   json["task_tokens"] = p.task_tokens;
   json["align_tokens"] = p.align_tokens;

@@ -1,5 +1,6 @@
 #include "step_health.h"
 
+#include <cmath>
 #include <fstream>
 
 #include <fmt/format.h>
@@ -23,6 +24,7 @@ std::string StepHealth::look(StepRecord& record,
                        to_text(*record.not_finite));
   }
   in_a_row_ = 0;
+  if (!std::isfinite(record.loss_task)) return "";  // the step ran no task sequence
   record.loss_spike = rule_.add(record.loss_task);
   if (!record.loss_spike) return "";
   record.loss_spike->samples = draws();

@@ -1,5 +1,6 @@
 // train.cpp: the train command: a run from its first line to its model.
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 
 #include <ATen/Parallel.h>
@@ -52,13 +53,30 @@ std::string version_comments(const dist::ControlPlane& world, const Backend& bac
                      counted(at::get_num_threads(), "thread"), backend.name());
 }
 
+/// A loss in the first and the last step that measured it.
+struct LossEnds {
+  std::optional<double> first, last;
+  void add(const std::optional<double>& loss) {
+    if (!loss || std::isnan(*loss)) return;
+    if (!first) first = loss;
+    last = loss;
+  }
+  std::string text(const std::string& name) const {
+    return first ? fmt::format(" · {} {:.3f} → {:.3f}", name, *first, *last) : "";
+  }
+};
+
 struct Summary {
-  StepRecord first, last;
-  int64_t steps = 0, conflicts = 0, skipped = 0;
+  LossEnds task, align;
+  StepRecord last;
+  int64_t steps = 0, compared = 0, conflicts = 0, skipped = 0;
   double seconds = 0;
 
   void add(const StepRecord& record) {
-    if (steps++ == 0) first = record;
+    ++steps;
+    task.add(record.loss_task);
+    align.add(record.loss_align);
+    compared += record.ua.has_value();
     last = record;
     conflicts += record.conflict;
     skipped += record.skipped;
@@ -72,12 +90,9 @@ void print_summary(const Summary& s, const Job& job) {
     fmt::print("no step was left · model in {}/model\n", job.config.output);
     return;
   }
-  std::string align;
-  if (s.last.loss_align) {
-    align =
-        fmt::format(" · {} {:.3f} → {:.3f} · conflicts in {} of {}", align_label(job.config),
-                    *s.first.loss_align, *s.last.loss_align, s.conflicts, counted(s.steps, "step"));
-  }
+  std::string align = s.align.text(align_label(job.config));
+  if (s.compared > 0)
+    align += fmt::format(" · conflicts in {} of {}", s.conflicts, counted(s.compared, "step"));
   if (s.skipped > 0) align += fmt::format(" · {} skipped (not finite)", counted(s.skipped, "step"));
   for (const auto& [name, measures] : s.last.probe) {
     std::string text;
@@ -85,9 +100,8 @@ void print_summary(const Summary& s, const Job& job) {
       text += fmt::format("  {} {:.3f}", measure, value);
     fmt::print("probe {}:{}\n", name, text);
   }
-  fmt::print("done in {} · task {:.3f} → {:.3f}{} · model in {}/model\n",
-             format_duration(s.seconds), s.first.loss_task, s.last.loss_task, align,
-             job.config.output);
+  fmt::print("done in {}{}{} · model in {}/model\n", format_duration(s.seconds),
+             s.task.text("task"), align, job.config.output);
 }
 
 std::unique_ptr<models::HfExport> make_export(const Job& job) {

@@ -100,6 +100,37 @@ void resolve_alignment(const YamlTree& tree, RunConfig& config) {
     }
     sequences = 0;
   }
+  const int64_t every = config.objective.align_every;
+  if (every > 1 && trains && sequences == 0) {
+    tree.fail("objective.align_every",
+              fmt::format("got {}, but there is no alignment gradient: batch.align_sequences is 0; "
+                          "leave it out, or give data.align",
+                          every));
+  }
+}
+
+/// lisa computes one gradient a step: there is nothing to combine, to keep or to compare.
+void resolve_lisa(const YamlTree& tree, ObjectiveSection& objective) {
+  if (objective.rule != Rule::lisa) {
+    if (objective.lisa) {
+      tree.fail("objective.lisa",
+                fmt::format("is for objective.rule lisa, which is {}; leave it out",
+                            name_of(objective.rule)));
+    }
+    return;
+  }
+  if (!objective.lisa) objective.lisa.emplace();
+  const std::pair<bool, const char*> contradictions[] = {
+      {objective.align_every > 1, "objective.align_every"},
+      {objective.surgery == Surgery::block, "objective.surgery"},
+      {objective.gram_per_block, "objective.gram_per_block"}};
+  for (const auto& [given, key] : contradictions) {
+    if (given)
+      tree.fail(key,
+                fmt::format("got {}, but objective.rule is lisa, which computes one gradient a "
+                            "step; leave it out",
+                            shown(*tree.find(key))));
+  }
 }
 
 void resolve_train(const YamlTree& tree, TrainSection& train) {
@@ -139,6 +170,7 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& o
   mistakes.raise(path);  // what keys say together is looked at where each is right by itself
   mistakes.collect([&] { resolve_model(tree, config.model); });
   mistakes.collect([&] { resolve_alignment(tree, config); });
+  mistakes.collect([&] { resolve_lisa(tree, config.objective); });
   mistakes.collect([&] { resolve_train(tree, config.train); });
   mistakes.collect([&] { check_probes(tree, config.probe); });
   mistakes.raise(path);

@@ -13,12 +13,13 @@ namespace safegrad {
 
 // The spelling of each enumerator in YAML is in enum_names.h.
 enum class ComputeDtype { float32, bfloat16 };
-enum class Rule { sft, weighted_sum, safegrad, agem, pcgrad, mgda, cagrad, ogpsa };
+enum class Rule { sft, weighted_sum, safegrad, agem, pcgrad, mgda, cagrad, ogpsa, lisa };
 enum class AlignLoss { kl, sft };
 enum class KlPositions { response, all };
 enum class ScheduleKind { constant, linear, cosine };
 enum class Device { automatic, cpu, cuda };  ///< `automatic` is spelled "auto" in YAML
 enum class Recompute { none, block };
+enum class Surgery { global, block };
 enum class GradientMode { one_pass, two_pass };
 enum class FrozenWeights { sharded, replicated };
 
@@ -52,14 +53,26 @@ struct DataSection {
   bool operator==(const DataSection&) const = default;
 };
 
+/// Phases of rule lisa, in turn, the alignment's first.
+struct LisaConfig {
+  int64_t align_steps = 100;  ///< > 0
+  int64_t task_steps = 900;   ///< > 0
+  double rho = 1.0;           ///< of the proximal term ρ/2 |w − w_anchor|², >= 0
+
+  bool operator==(const LisaConfig&) const = default;
+};
+
 struct ObjectiveSection {
   Rule rule = Rule::safegrad;
   double rho = 1.0;       ///< weight of the alignment gradient (safegrad, weighted_sum), >= 0
   double cagrad_c = 0.4;  ///< [0, 1)
+  Surgery surgery = Surgery::global;  ///< one Gram matrix for the rule, or one for each block
   AlignLoss align_loss = AlignLoss::kl;
   KlPositions kl_positions = KlPositions::response;
   GradientMode gradients = GradientMode::one_pass;
-  bool gram_per_block = false;  ///< also record uu, ua, aa of every block
+  int64_t align_every = 1;         ///< steps from one alignment gradient to the next, > 0
+  bool gram_per_block = false;     ///< also record uu, ua, aa of every block
+  std::optional<LisaConfig> lisa;  ///< after load_config given with rule lisa and with no other
 
   bool operator==(const ObjectiveSection&) const = default;
 };

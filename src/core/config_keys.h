@@ -66,14 +66,24 @@ void describe(Visitor& v, DataSection& data) {
 }
 
 template <class Visitor>
+void describe(Visitor& v, LisaConfig& lisa) {
+  v.key("align_steps", lisa.align_steps, kPositive);
+  v.key("task_steps", lisa.task_steps, kPositive);
+  v.key("rho", lisa.rho, kNotNegative);
+}
+
+template <class Visitor>
 void describe(Visitor& v, ObjectiveSection& objective) {
   v.key("rule", objective.rule);
   v.key("rho", objective.rho, kNotNegative);
   v.key("cagrad_c", objective.cagrad_c, kFraction);
+  v.key("surgery", objective.surgery);
   v.key("align_loss", objective.align_loss);
   v.key("kl_positions", objective.kl_positions);
   v.key("gradients", objective.gradients);
+  v.key("align_every", objective.align_every, kPositive);
   v.key("gram_per_block", objective.gram_per_block);
+  v.section("lisa", objective.lisa);
 }
 
 template <class Visitor>

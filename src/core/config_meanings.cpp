@@ -31,6 +31,11 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
     {"objective.rule", "how the two gradients become one, see [step.md](step.md)"},
     {"objective.rho", "weight of the alignment gradient in `safegrad` and `weighted_sum`"},
     {"objective.cagrad_c", "radius of `cagrad`"},
+    {"objective.surgery",
+     "`global`, as in the paper: the rule sees the inner products over all trained parameters, and "
+     "one pair of coefficients holds for all. `block`: it sees those of the embedding, of each "
+     "decoder block and of the head one by one, and each has its own pair; clipping is by the norm "
+     "of the whole either way"},
     {"objective.align_loss",
      "KL to the start model, or cross-entropy on the alignment responses (`sft`)"},
     {"objective.kl_positions",
@@ -38,9 +43,18 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
      "divided by the number of response tokens either way"},
     {"objective.gradients",
      "`two_pass` runs each objective by itself: the slow comparison for `one_pass`, same result"},
+    {"objective.align_every",
+     "the alignment gradient is computed in every so many-th step, the first included; the steps "
+     "between draw no alignment sequences and use the last one again, see [step.md](step.md)"},
     {"objective.gram_per_block",
      "also record uu, ua, aa of the embedding, every decoder block and the head (`blocks` in "
      "`metrics.jsonl`); adapters count to their block"},
+    {"objective.lisa", "with rule `lisa` only, which takes turns instead of combining gradients"},
+    {"objective.lisa.align_steps", "steps of an alignment phase, which come first"},
+    {"objective.lisa.task_steps", "steps of a task phase"},
+    {"objective.lisa.rho",
+     "weight of the proximal term that pulls towards the weights at the end of the phase before; "
+     "none in the first tenth of the run"},
     {"batch",
      "A whole optimizer step, all ranks together. The number of ranks changes neither the samples "
      "of a step nor their weight."},

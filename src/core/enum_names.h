@@ -12,13 +12,14 @@ using Names = std::span<const std::string_view>;
 
 // In the order of the enumerators, which count from 0.
 inline constexpr std::string_view kComputeDtypes[] = {"float32", "bfloat16"};
-inline constexpr std::string_view kRules[] = {"sft",    "weighted_sum", "safegrad", "agem",
-                                              "pcgrad", "mgda",         "cagrad",   "ogpsa"};
+inline constexpr std::string_view kRules[] = {"sft",  "weighted_sum", "safegrad", "agem", "pcgrad",
+                                              "mgda", "cagrad",       "ogpsa",    "lisa"};
 inline constexpr std::string_view kAlignLosses[] = {"kl", "sft"};
 inline constexpr std::string_view kKlPositions[] = {"response", "all"};
 inline constexpr std::string_view kScheduleKinds[] = {"constant", "linear", "cosine"};
 inline constexpr std::string_view kDevices[] = {"auto", "cpu", "cuda"};
 inline constexpr std::string_view kRecomputes[] = {"none", "block"};
+inline constexpr std::string_view kSurgeries[] = {"global", "block"};
 inline constexpr std::string_view kGradientModes[] = {"one_pass", "two_pass"};
 inline constexpr std::string_view kFrozenWeights[] = {"sharded", "replicated"};
 
@@ -43,6 +44,9 @@ constexpr Names names_of(Device) {
 }
 constexpr Names names_of(Recompute) {
   return kRecomputes;
+}
+constexpr Names names_of(Surgery) {
+  return kSurgeries;
 }
 constexpr Names names_of(GradientMode) {
   return kGradientModes;

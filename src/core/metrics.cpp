@@ -42,6 +42,7 @@ std::string to_json_line(const StepRecord& record) {
   put("epoch", record.epoch);
   put("loss_task", record.loss_task);
   put_if("loss_align", record.loss_align);
+  if (record.align_renewed) put("align_renewed", *record.align_renewed);
   put("uu", record.uu);
   put_if("ua", record.ua);
   put_if("aa", record.aa);
@@ -49,6 +50,13 @@ std::string to_json_line(const StepRecord& record) {
   put("conflict", record.conflict);
   put("c_task", record.c_task);
   put_if("c_align", record.c_align);
+  put_if("drift", record.drift);
+  put_if("c_drift", record.c_drift);
+  if (record.block_coefficients) {
+    const BlockCoefficients& c = *record.block_coefficients;
+    json["block_coefficients"] = {
+        {"c_task", c.task}, {"c_align", c.align}, {"conflicts", c.conflicts}};
+  }
   put("grad_norm", record.grad_norm);
   put("clip", record.clip);
   put("lr", record.lr);

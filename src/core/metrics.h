@@ -1,5 +1,6 @@
 // metrics.h: what a run tells: one JSON line a step on disk, one live line on the terminal.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <map>
@@ -13,17 +14,31 @@
 
 namespace safegrad {
 
+/// Of layer-wise surgery: smallest and largest coefficient of a block that trains, and in how many
+/// of these the two gradients conflict.
+struct BlockCoefficients {
+  std::array<double, 2> task = {0, 0}, align = {0, 0};
+  int64_t conflicts = 0;
+};
+
 /// The measurements of one optimizer step, already reduced over all ranks. Keys on disk equal the
 /// member names. uu, ua, aa: inner products of the per-token mean gradients before clipping (a:
 /// alignment; absent with one objective).
 struct StepRecord {
-  int64_t step = 0;  ///< 1-based: the number of finished steps
-  double epoch = 0;  ///< passes over the task data so far
-  double loss_task = 0;
+  int64_t step = 0;      ///< 1-based: the number of finished steps
+  double epoch = 0;      ///< passes over the task data so far
+  double loss_task = 0;  ///< NaN, as uu, in a step that computed no task gradient
   std::optional<double> loss_align, ua, aa, cosine, c_align;
+  /// With objective.align_every > 1: this step computed the alignment gradient; if not, loss_align
+  /// and aa are of the last step that did, and ua is of this step's task gradient with that one.
+  std::optional<bool> align_renewed;
   double uu = 0;
   bool conflict = false;
   double c_task = 1;
+  /// With rule lisa: |w − anchor|, and the weight of the proximal term that it is the gradient of.
+  std::optional<double> drift, c_drift;
+  /// With layer-wise surgery, whose c_task and c_align are means over blocks that train.
+  std::optional<BlockCoefficients> block_coefficients;
   double grad_norm = 0;  ///< of the combined gradient, before clipping
   double clip = 1;       ///< factor that clipping applied
   double lr = 0;
@@ -43,7 +58,8 @@ struct StepRecord {
   std::map<std::string, double> phase_seconds;  ///< slowest rank
   std::map<std::string, std::map<std::string, double>>
       probe;  ///< name -> class or measure -> value
-  std::map<std::string, std::map<std::string, double>> blocks;  ///< name -> uu, ua, aa
+  std::map<std::string, std::map<std::string, double>>
+      blocks;  ///< name -> uu, ua, aa (c_task, c_align)
 };
 
 /// One line of JSON without a newline; absent values and empty maps are left out. Numbers read back

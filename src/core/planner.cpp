@@ -80,10 +80,13 @@ int64_t Planner::sample_at(size_t objective, int64_t position) const {
   return epoch.order[static_cast<size_t>(position % n)];
 }
 
-std::vector<Draw> Planner::draws(int64_t step) const {
+std::vector<Draw> Planner::draws(int64_t step, bool all) const {
   std::vector<Draw> result;
   for (size_t k = 0; k < streams_.size(); ++k) {
-    const int64_t begin = step * streams_[k].per_step;
+    const Turns& turns = streams_[k].turns;
+    if (!all && !turns.due(step)) continue;
+    const int64_t turn = turns.before(step + 1) - 1;
+    const int64_t begin = turn * streams_[k].per_step;
     int64_t end = begin + streams_[k].per_step;
     if (k == 0 && total_task_samples_ > 0) end = std::min(end, total_task_samples_);
     for (int64_t p = begin; p < end; ++p) result.push_back({k, sample_at(k, p)});
@@ -91,10 +94,10 @@ std::vector<Draw> Planner::draws(int64_t step) const {
   return result;
 }
 
-StepPlan Planner::plan(int64_t step) const {
+StepPlan Planner::plan(int64_t step, bool all) const {
   std::vector<Item> items;
   int64_t total = 0;
-  for (const Draw& draw : draws(step)) {
+  for (const Draw& draw : draws(step, all)) {
     const Stream& stream = streams_[draw.objective];
     const auto i = static_cast<size_t>(draw.sample);
     const double cost = static_cast<double>(stream.lengths[i]) +

@@ -18,11 +18,29 @@ struct StepPlan {
   std::vector<std::vector<std::vector<Draw>>> assignment;
 };
 
+/// Which steps it is an objective's turn: steps first .. first + count − 1 of every `period`.
+struct Turns {
+  int64_t period = 1, first = 0, count = 1;
+
+  bool due(int64_t step) const {
+    const int64_t at = step % period - first;
+    return at >= 0 && at < count;
+  }
+  /// Turns of the steps before `step`.
+  int64_t before(int64_t step) const {
+    const int64_t at = step % period - first;
+    return step / period * count + (at < 0 ? 0 : at < count ? at : count);
+  }
+  /// The step of turn `turn`, from 0.
+  int64_t step_of(int64_t turn) const { return turn / count * period + first + turn % count; }
+};
+
 /// One stream of samples: how long they are and how many a step takes.
 struct Stream {
   std::vector<int64_t> lengths;  ///< tokens
   std::vector<int64_t> scored;   ///< scored positions
   int64_t per_step = 0;
+  Turns turns = {};  ///< the steps that draw from it
 };
 
 /// Draws samples without replacement epoch by epoch, in an order that depends on (seed, objective,
@@ -37,9 +55,10 @@ class Planner {
   Planner(std::vector<Stream> streams, int64_t ranks, int64_t max_tokens, uint64_t seed,
           int64_t total_task_samples, double scored_cost);
 
-  StepPlan plan(int64_t step) const;
+  /// `all`: draws also from streams that are not due, what their last turn drew.
+  StepPlan plan(int64_t step, bool all = false) const;
   /// Samples of objective k that step `step` draws, in stream order.
-  std::vector<Draw> draws(int64_t step) const;
+  std::vector<Draw> draws(int64_t step, bool all = false) const;
 
  private:
   int64_t sample_at(size_t objective, int64_t position) const;

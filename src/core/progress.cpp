@@ -102,7 +102,8 @@ std::vector<Field> fields_of(const StepRecord& record, const std::string& align_
                              double seconds_left) {
   std::vector<Field> fields;
   if (record.skipped) fields.push_back({"SKIPPED (not finite)", 0, 0});
-  fields.push_back({fmt::format("task {:.3f}", record.loss_task), 2, 10});
+  if (record.skipped || std::isfinite(record.loss_task))
+    fields.push_back({fmt::format("task {:.3f}", record.loss_task), 2, 10});
   if (record.loss_align) {
     fields.push_back(
         {fmt::format("{} {:.3f}", align_label, *record.loss_align), 3, columns(align_label) + 6});

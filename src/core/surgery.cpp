@@ -74,8 +74,10 @@ std::vector<double> combine(const Gram& gram, const RuleOptions& options) {
       return cagrad(uu, ua, aa, options.cagrad_c);
     case Rule::ogpsa:
       return {1, can_project ? -ua / aa : 0.0};
+    case Rule::lisa:
+      break;
   }
-  throw UsageError("combine: unknown rule");
+  throw UsageError("combine: this rule is no function of inner products");
 }
 
 double combined_norm(const Gram& gram, const std::vector<double>& coefficients) {
@@ -86,6 +88,23 @@ double combined_norm(const Gram& gram, const std::vector<double>& coefficients) 
     }
   }
   return std::sqrt(std::max(0.0, square));
+}
+
+std::vector<std::vector<double>> combine_blocks(const std::vector<Gram>& blocks,
+                                                const RuleOptions& options) {
+  std::vector<std::vector<double>> coefficients;
+  for (const Gram& gram : blocks) coefficients.push_back(combine(gram, options));
+  return coefficients;
+}
+
+double combined_norm(const std::vector<Gram>& blocks,
+                     const std::vector<std::vector<double>>& coefficients) {
+  double square = 0;
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const double norm = combined_norm(blocks[b], coefficients[b]);
+    square += norm * norm;
+  }
+  return std::sqrt(square);
 }
 
 double cosine(const Gram& gram) {

@@ -40,13 +40,24 @@ inline constexpr double kProjectionGuard = 1e-9;
 ///   mgda           least-norm point of the segment between u and a  arXiv:1810.04650
 ///   cagrad         conflict-averse direction, radius c              arXiv:2110.14048
 ///   ogpsa          (1, −u·a / a·a), both signs                      arXiv:2602.07892
-/// One objective: (1) whatever the rule. Pure: ranks that hold the same Gram matrix return the same
-/// bits. The alignment coefficient may be huge while a·a is tiny: the removed part is bounded by
-/// |u|, so it is not clipped. Throws UsageError unless K is 1 or 2.
+/// lisa is none of them: its steps have one gradient. One objective: (1) whatever the rule. Pure:
+/// ranks that hold the same Gram matrix return the same bits. The alignment coefficient may be huge
+/// while a·a is tiny: the removed part is bounded by |u|, so it is not clipped. Throws UsageError
+/// for lisa, and unless K is 1 or 2.
 std::vector<double> combine(const Gram& gram, const RuleOptions& options);
 
 /// |Σ c_k g_k| from the Gram matrix alone.
 double combined_norm(const Gram& gram, const std::vector<double>& coefficients);
+
+/// Layer-wise surgery: combine() of each block by itself. A block without gradients (frozen) gets
+/// the rule's coefficients for zeros.
+std::vector<std::vector<double>> combine_blocks(const std::vector<Gram>& blocks,
+                                                const RuleOptions& options);
+
+/// Norm of the whole update: the root of Σ over blocks of |Σ_k c_bk g_bk|², of which blocks are
+/// disjoint parts.
+double combined_norm(const std::vector<Gram>& blocks,
+                     const std::vector<std::vector<double>>& coefficients);
 
 /// Cosine between objectives 0 and 1; 0 if either gradient is zero.
 double cosine(const Gram& gram);

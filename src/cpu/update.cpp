@@ -82,8 +82,10 @@ void CpuKernels::update(const std::vector<at::Tensor>& gradients,
     AdamW element = adamw;
     if (!range.decays) element.decay = 1.0f;
     sweep(gradients, coefficients, element, range, shard);
+    if (shard.compute.is_same(shard.master)) continue;
+    const int64_t n = range.end - range.begin;
+    shard.compute.narrow(0, range.begin, n).copy_(shard.master.narrow(0, range.begin, n));
   }
-  if (!shard.compute.is_same(shard.master)) shard.compute.copy_(shard.master);
 }
 
 }  // namespace safegrad

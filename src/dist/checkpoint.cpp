@@ -1,7 +1,6 @@
 #include "dist/checkpoint.h"
 
 #include <algorithm>
-#include <array>
 #include <deque>
 #include <map>
 #include <span>
@@ -19,6 +18,8 @@ namespace safegrad::dist {
 namespace {
 
 constexpr const char* kTensors[] = {"master", "m", "v"};
+constexpr const char* kAlign = "align";
+constexpr const char* kAnchor = "anchor";
 constexpr int64_t kMostElements = int64_t{1} << 48;
 
 /// What the metadata of a shard says about a unit.
@@ -66,7 +67,7 @@ WrittenShard from_words(std::span<const uint64_t> words) {
 struct CheckpointWriter::Copy {
   std::string name;
   Held held;
-  std::array<std::vector<float>, 3> tensors;
+  std::map<std::string, std::vector<float>> tensors;
 };
 
 CheckpointWriter::CheckpointWriter(Trainer& trainer, Mesh& mesh, std::string folder,
@@ -111,6 +112,9 @@ void CheckpointWriter::start(int64_t step, bool keep_one_more) {
   keep_one_more_ = keep_one_more;
   manifest_.step = step;
   manifest_.updates = trainer_.updates();
+  manifest_.align.reset();
+  if (const auto held = trainer_.held_for(step))
+    manifest_.align = {held->step, static_cast<int64_t>(held->tokens), held->loss};
   own_ = {};
   // One rank alone may be out of memory or threads.
   agree(mesh_.world(), [&] {
@@ -120,10 +124,11 @@ void CheckpointWriter::start(int64_t step, bool keep_one_more) {
       run([this] { write_shard(); });
     } catch (const std::exception& error) {
       throw RunError(
-          fmt::format("rank {}: cannot begin the checkpoint after step {}: {}; it needs 12 bytes "
+          fmt::format("rank {}: cannot begin the checkpoint after step {}: {}; it needs {} bytes "
                       "of host memory "
                       "for each trainable parameter that a rank holds, and a thread",
-                      mesh_.world().rank(), step, error.what()));
+                      mesh_.world().rank(), step, error.what(),
+                      manifest_.align || trainer_.needs_anchor(step) ? 16 : 12));
     }
   });
   phase_ = Phase::writing;
@@ -138,11 +143,18 @@ void CheckpointWriter::copy_state() {
     Copy& copy = copies_[u];
     copy.name = units[u].unit().name;
     copy.held = {state.begin, state.end, state.numel, units[u].trained()};
-    for (size_t t = 0; t < state.tensors.size(); ++t) {
-      std::vector<float>& values = copy.tensors[t];
-      values.resize(static_cast<size_t>(state.end - state.begin));
-      at::from_blob(values.data(), {state.end - state.begin}, at::kFloat).copy_(state.tensors[t]);
-    }
+    // Of the last checkpoint; their memory is used again where the next step needs them, too.
+    if (!manifest_.align) copy.tensors.erase(kAlign);
+    if (!trainer_.needs_anchor(manifest_.step)) copy.tensors.erase(kAnchor);
+    const int64_t n = state.end - state.begin;
+    auto keep = [&](const char* name, const at::Tensor& from) {
+      std::vector<float>& values = copy.tensors[name];
+      values.resize(static_cast<size_t>(n));
+      at::from_blob(values.data(), {n}, at::kFloat).copy_(from);
+    };
+    for (size_t t = 0; t < state.tensors.size(); ++t) keep(kTensors[t], state.tensors[t]);
+    if (manifest_.align) keep(kAlign, units[u].gradient_shard(1).narrow(0, 0, n));
+    if (trainer_.needs_anchor(manifest_.step)) keep(kAnchor, units[u].anchor().narrow(0, 0, n));
   }
 }
 
@@ -160,8 +172,9 @@ void CheckpointWriter::write_shard() {
   for (const Copy& copy : copies_) {
     if (copy.name.empty()) continue;  // a frozen unit
     metadata[copy.name] = to_json(copy.held);
-    for (const char* tensor : kTensors) {
-      entries.push_back({copy.name + "." + tensor, Dtype::f32, {copy.held.end - copy.held.begin}});
+    for (const auto& [tensor, values] : copy.tensors) {
+      entries.push_back(
+          {copy.name + "." + tensor, Dtype::f32, {static_cast<int64_t>(values.size())}});
     }
   }
   Sha256 hash;
@@ -171,7 +184,7 @@ void CheckpointWriter::write_shard() {
   constexpr int64_t kUnsynced = int64_t{1} << 26;  // bytes
   int64_t synced = 0;
   for (const Copy& copy : copies_) {
-    for (const std::vector<float>& values : copy.tensors) {
+    for (const auto& [tensor, values] : copy.tensors) {
       for (size_t i = 0; i < values.size(); i += kPiece) {
         SAFEGRAD_CHECK(!broken_off_, RunError, "{}: broken off", path);
         writer.append(
@@ -278,6 +291,13 @@ class SavedState {
   }
 
   size_t units() const { return units_.size(); }
+  /// All shards have this tensor of the unit.
+  bool has(const std::string& unit, const char* tensor) const {
+    const auto& held = units_.at(unit);
+    return std::all_of(held.begin(), held.end(), [&](const auto& part) {
+      return part.second->tensors().contains(unit + "." + tensor);
+    });
+  }
 
  private:
   std::string folder_;
@@ -290,6 +310,9 @@ class SavedState {
 void restore_checkpoint(Trainer& trainer, Mesh& mesh, const std::string& folder,
                         const Manifest& manifest) {
   std::vector<ShardedUnit>& units = trainer.engine().units();
+  // A run that has become one without an alignment set has no use for its gradient.
+  const bool holds = manifest.align && trainer.engine().objectives() > 1;
+  const bool lisa = trainer.engine().keeps_anchor();
   mesh.world().barrier();  // shards may be others' memory too: nobody still reads them
   agree(mesh.world(), [&] {
     const SavedState saved(folder, manifest);
@@ -307,13 +330,23 @@ void restore_checkpoint(Trainer& trainer, Mesh& mesh, const std::string& folder,
       if (!unit.trains()) continue;
       ShardedUnit::State state = unit.state();
       at::Tensor host = at::empty({state.end - state.begin}, at::kFloat);
-      for (size_t t = 0; t < state.tensors.size(); ++t) {
-        saved.read(unit.unit().name, kTensors[t], state.begin, state.end, host.data_ptr<float>());
-        state.tensors[t].copy_(host);
+      auto read = [&](const char* name, at::Tensor to) {
+        saved.read(unit.unit().name, name, state.begin, state.end, host.data_ptr<float>());
+        to.copy_(host);
+      };
+      for (size_t t = 0; t < state.tensors.size(); ++t) read(kTensors[t], state.tensors[t]);
+      if (lisa && saved.has(unit.unit().name, kAnchor)) {
+        unit.set_anchor();
+        read(kAnchor, unit.anchor().narrow(0, 0, state.end - state.begin));
+        trainer.hold_anchor();
       }
+      if (holds) read(kAlign, unit.gradient_shard(1).narrow(0, 0, state.end - state.begin));
       unit.follow_master();
     }
     trainer.set_updates(manifest.updates);
+    if (holds)
+      trainer.hold({manifest.align->step, static_cast<double>(manifest.align->tokens),
+                    manifest.align->loss});
   });
   mesh.shard_group().finish_shard_writes();
 }

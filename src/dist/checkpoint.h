@@ -2,9 +2,11 @@
 // any layout.
 //
 // One file for each rank of the first replica, with tensors NAME.master, NAME.m, NAME.v (f32, flat)
-// for every unit that trains: elements [begin, end) of the unit's trainable parameters laid end to
-// end, without padding. The metadata under the unit's name says which. Frozen weights come from
-// where training started. Samples and dropout follow from the step's number.
+// for every unit that trains, and NAME.align where the next step uses the last alignment gradient
+// again (as a sum over its tokens), NAME.anchor where it uses rule lisa's anchor: elements [begin,
+// end) of the unit's trainable parameters laid end to end, without padding. The metadata under the
+// unit's name says which. Frozen weights come from where training started. Samples and dropout
+// follow from the step's number.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -27,7 +29,7 @@ namespace safegrad::dist {
 ///   advance  once no rank is still writing: the first time, rank 0's thread seals the checkpoint
 ///            and prunes old ones; the second time it is over
 /// Threads touch files and plain memory only. Host memory: 12 bytes a trainable element of the
-/// shard, kept from one checkpoint to the next.
+/// shard, 16 with objective.align_every or rule lisa, kept from one checkpoint to the next.
 class CheckpointWriter {
  public:
   /// `facts`: config, inputs and versions for the manifest, and as `step` where the run begins.

@@ -122,6 +122,8 @@ std::string to_json(const Manifest& m) {
   json["format"] = kFormat;
   json["step"] = m.step;
   json["updates"] = m.updates;
+  if (m.align)
+    json["align"] = {{"step", m.align->step}, {"tokens", m.align->tokens}, {"loss", m.align->loss}};
   json["ranks"] = m.ranks;
   json["shards"] = m.shards;
   json["inputs"] = m.inputs;
@@ -141,6 +143,13 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   Manifest m;
   m.step = json.integer("step", 0, kMost);
   m.updates = json.integer("updates", 0, m.step);
+  if (const nlohmann::json* align = json.find("align")) {
+    const JsonObject held(*align, where + ": align");
+    const nlohmann::json* loss = held.find("loss");
+    if (!loss || !loss->is_number()) held.refuse("loss", "a number");
+    m.align = {held.integer("step", 0, m.step), held.integer("tokens", 1, kMost),
+               loss->get<double>()};
+  }
   m.ranks = json.integer("ranks", 1, kMaxRanks);
   m.shards = json.integer("shards", 1, m.ranks);
   m.inputs = text_map(json, "inputs");

@@ -56,9 +56,9 @@ void Engine::load_reference_head(const WeightSource& weights) {
 
 // Before: every rank's backward is over, since all have sent the step's scalars. After: ranks that
 // see each other's shards must not read one that is still being written.
-void Engine::update(const std::vector<double>& coefficients, const AdamW& adamw) {
+void Engine::update(const std::vector<std::vector<double>>& coefficients, const AdamW& adamw) {
   clock_.enter(Phase::optimizer);
-  for (ShardedUnit& unit : units_) unit.update(kernels(), coefficients, adamw);
+  for (ShardedUnit& unit : units_) unit.update(kernels(), blocks_, coefficients, adamw);
   clock_.enter(Phase::wait);
   mesh_.shard_group().about("update");
   mesh_.shard_group().finish_shard_writes();
@@ -74,6 +74,7 @@ uint64_t Engine::fingerprint() {
 }
 
 void Engine::begin_step() {
+  computed_.clear();
   clock_.enter(Phase::gather);
   for (ShardedUnit& unit : units_) {
     if (unit.unit().resident) unit.finish_gather();
@@ -88,7 +89,7 @@ void Engine::end_step() {
     unit.finish_reduce();
     unit.release();
   }
-  for (ShardedUnit& unit : units_) unit.reduce_replicas();
+  for (ShardedUnit& unit : units_) unit.reduce_replicas(computed_);
 }
 
 void Engine::release_resident() {
@@ -186,6 +187,14 @@ void Engine::blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kep
   }
 }
 
+void Engine::set_anchor() {
+  for (ShardedUnit& unit : units_) unit.set_anchor();
+}
+
+void Engine::measure_drift(size_t k) {
+  for (ShardedUnit& unit : units_) unit.measure_drift(k);
+}
+
 PassSums Engine::zero_sums() const {
   const auto doubles = at::TensorOptions().dtype(at::kDouble).device(backend().device());
   return {at::zeros({static_cast<int64_t>(objectives())}, doubles), 0.0};
@@ -203,6 +212,10 @@ void Engine::forward_backward(const PackedBatch& batch, const std::vector<size_t
                               bool first, PassSums& sums) {
   active_ = active;
   first_ = first;
+  for (size_t k : active) {
+    const auto place = std::lower_bound(computed_.begin(), computed_.end(), k);
+    if (place == computed_.end() || *place != k) computed_.insert(place, k);
+  }
   const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
   std::vector<ShardedUnit*> order = {&units_[model_.embedding_unit()]};
   for (int64_t b = 0; b < model_.blocks(); ++b) order.push_back(&units_[model_.block_unit(b)]);

@@ -24,6 +24,7 @@ enum class Loss { cross_entropy, kl };
 struct EngineOptions {
   std::vector<Loss> losses = {Loss::cross_entropy};  ///< one per objective
   bool keep_reference_head = false;  ///< a frozen head of its own for the KL's reference
+  bool keep_anchor = false;          ///< weights of an earlier step, for a proximal term
   ShardingOptions sharding;
   Recompute recompute = Recompute::none;
 };
@@ -69,6 +70,7 @@ class Engine {
   at::ScalarType compute_dtype() const { return options_.sharding.compute_dtype; }
 
   /// Brackets the micro-batches of a step: resident units are gathered, and reduced after the last.
+  /// An objective that is in none of them keeps its gradient of an earlier step.
   void begin_step();
   void end_step();
   /// Releases what begin_step gathered, where no gradient was computed in between.
@@ -81,9 +83,17 @@ class Engine {
                         PassSums& sums);
   PassSums zero_sums() const;
 
-  /// g = Σ_k coefficients[k] · gradient k, and AdamW, on every shard. Collective; all ranks have
-  /// exchanged the step's scalars, so that none is still reading weights.
-  void update(const std::vector<double>& coefficients, const AdamW& adamw);
+  /// g = Σ_k coefficients[b][k] · gradient k in block b of blocks(), and AdamW, on every shard.
+  /// Collective; all ranks have exchanged the step's scalars, so that none is still reading
+  /// weights.
+  void update(const std::vector<std::vector<double>>& coefficients, const AdamW& adamw);
+
+  /// The weights of now become the anchor.
+  void set_anchor();
+  bool keeps_anchor() const { return options_.keep_anchor; }
+  /// The gradient of objective k, which is in none of the step's passes, <- w − anchor: the
+  /// gradient of |w − anchor|² / 2. Every replica computes the same.
+  void measure_drift(size_t k);
 
   /// What inner products are of: embedding, decoder blocks, head, in this order. Adapters count to
   /// the block that they act in.
@@ -134,6 +144,7 @@ class Engine {
   std::unique_ptr<Directions> directions_;  // once point_along_gradient was called
   ShardedUnit* reducing_ = nullptr;         // its reduce-scatters are under way
   std::vector<size_t> active_;
+  std::vector<size_t> computed_;  // objectives of this step, ascending
   bool first_ = true;
 };
 

@@ -61,6 +61,7 @@ Estimator::Estimator(CausalLM& model, const EngineOptions& options, const Layout
   for (const UnitSize& unit : units_) {
     persistent_.weights += (unit.trainable.shard + unit.frozen.shard) * compute;
     persistent_.optimizer += unit.trainable.shard * kFloat * (compute == kFloat ? 2 : 3);
+    if (options.keep_anchor) persistent_.optimizer += unit.trainable.shard * kFloat;
     persistent_.gradients += unit.trainable.shard * kFloat * objectives;
   }
   for (int64_t micro_batches : {1, 2}) walks_.push_back(walk_step(micro_batches, passes_));
@@ -74,8 +75,10 @@ Walk Estimator::walk_step(int64_t micro_batches,
   return walk;
 }
 
-std::map<std::string, Traffic> Estimator::traffic(int64_t micro_batches, int64_t scalars) const {
-  auto traffic = walk_step(micro_batches, passes_).traffic();
+std::map<std::string, Traffic> Estimator::traffic(int64_t micro_batches,
+                                                  const std::vector<std::vector<size_t>>& passes,
+                                                  int64_t scalars) const {
+  auto traffic = walk_step(micro_batches, passes).traffic();
   traffic["scalars"] = {1, (layout_.ranks - 1) * scalars * static_cast<int64_t>(sizeof(double))};
   return traffic;
 }
@@ -172,10 +175,10 @@ MemoryEstimate Estimator::probe_pass(const PackedBatch& batch) const {
   return forward;
 }
 
-int64_t Estimator::checkpoint_bytes() const {
+int64_t Estimator::checkpoint_bytes(bool one_more) const {
   int64_t elements = 0;
   for (const UnitSize& unit : units_) elements += unit.trainable.shard;
-  return 3 * kFloat * elements;
+  return (one_more ? 4 : 3) * kFloat * elements;
 }
 
 double Estimator::flops(const PackedBatch& batch) const {

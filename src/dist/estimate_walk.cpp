@@ -1,6 +1,7 @@
 #include "dist/estimate_walk.h"
 
 #include <algorithm>
+#include <set>
 
 #include "dist/message_sizes.h"
 
@@ -67,7 +68,9 @@ void Walk::step(int64_t micro_batches, const std::vector<std::vector<size_t>>& p
     finish_reduce(u);
     release(u);
   }
-  reduce_replicas();
+  std::set<size_t> computed;
+  for (const std::vector<size_t>& active : passes) computed.insert(active.begin(), active.end());
+  reduce_replicas(static_cast<int64_t>(computed.size()));
 }
 
 std::vector<size_t> Walk::head_group() const {
@@ -227,13 +230,13 @@ void Walk::finish_reduce(size_t u) {
 }
 
 // MpiCommunicator::all_reduce: a padded copy, its shard, and the window of a reduce-scatter.
-void Walk::reduce_replicas() {
+void Walk::reduce_replicas(int64_t objectives) {
   const int64_t replicas = layout_.replicas();
   if (replicas == 1) return;
   for (const UnitSize& unit : units_) {
     const int64_t numel = unit.trainable.shard;
     if (numel == 0) continue;
-    for (size_t k = 0; k < options_.losses.size(); ++k)
+    for (int64_t k = 0; k < objectives; ++k)
       count("all_reduce", 2 * (replicas - 1) * numel * kFloat / replicas);
     if (layout_.transport == Transport::nccl) continue;
     const int64_t n = (numel + replicas - 1) / replicas;

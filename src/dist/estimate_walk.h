@@ -83,7 +83,7 @@ class Walk {
   void lend(size_t unit, const std::vector<size_t>& active, bool first);
   void start_reduce(size_t unit);
   void finish_reduce(size_t unit);
-  void reduce_replicas();
+  void reduce_replicas(int64_t objectives);
   void count(const char* name, int64_t bytes);
   bool lends_accumulators(size_t unit) const;
   bool reduces_directly(size_t unit) const;

@@ -22,8 +22,16 @@ std::vector<PackedBatch> batches_of(const std::vector<Draw>& draws, const PlanIn
   return batches;
 }
 
+// Passes as gradients are lent and reduced in them.
+std::vector<std::vector<size_t>> passes_to_reduce(const PlanInput& input) {
+  // The buffers and messages of either objective are alike.
+  if (takes_turns(input.config)) return make_passes(input.config, 1);
+  return make_passes(input.config, input.streams.size());
+}
+
 // T tokens in sequences of the data's mean length, objectives in proportion to their tokens of a
-// step; the last sequence of each is cut. Of these tokens the `active` objectives' alone.
+// step; the last sequence of each is cut. Of these tokens the `active` objectives' alone. Where
+// objectives take turns, the active one has all.
 PackedBatch filled_batch(const PlanInput& input, int64_t tokens,
                          const std::vector<size_t>& active) {
   std::vector<double> per_step, mean, scored_share;
@@ -34,7 +42,10 @@ PackedBatch filled_batch(const PlanInput& input, int64_t tokens,
     for (int64_t n : s.scored) scored += static_cast<double>(n);
     mean.push_back(length / static_cast<double>(s.lengths.size()));
     scored_share.push_back(scored / length);
-    per_step.push_back(mean.back() * static_cast<double>(s.per_step));
+    const auto k = per_step.size();
+    const bool absent =
+        takes_turns(input.config) && std::find(active.begin(), active.end(), k) == active.end();
+    per_step.push_back(absent ? 0.0 : mean.back() * static_cast<double>(s.per_step));
     all += per_step.back();
   }
   PackedBatch batch;
@@ -81,9 +92,11 @@ class Planning {
         input_(input),
         layout_(layout_of(input, ranks)),
         options_(engine_options(input.config, model, input.likelihood_probes)),
-        passes_(make_passes(input.config, input.streams.size())),
+        passes_(takes_turns(input.config) ? std::vector<std::vector<size_t>>{{0, 1}}
+                                          : make_passes(input.config, input.streams.size())),
         estimator_(model, options_, layout_, input.kernels,
-                   input.config.model.lora && input.config.model.lora->dropout > 0, passes_) {
+                   input.config.model.lora && input.config.model.lora->dropout > 0,
+                   passes_to_reduce(input)) {
     plan_.ranks = ranks;
     plan_.shards = layout_.shards;
     plan_.transport = layout_.transport;
@@ -96,7 +109,8 @@ class Planning {
     plan_.device_bytes = static_cast<int64_t>(
         std::max(0.0, input.device.memory_gib - input.device.reserve_gib) * (1 << 30));
     if (input.config.checkpoint.every_steps > 0)
-      (input.kernels.gpu ? plan_.host_checkpoint_bytes : copy_) = estimator_.checkpoint_bytes();
+      (input.kernels.gpu ? plan_.host_checkpoint_bytes : copy_) = estimator_.checkpoint_bytes(
+          input.config.objective.align_every > 1 || takes_turns(input.config));
   }
 
   RankPlan run() {
@@ -118,11 +132,13 @@ class Planning {
   Planner look_at_steps() {
     Planner planner =
         make_planner(input_.config, input_.streams, input_.task_sequences, model_, layout_.ranks);
-    // Steps of made-up lengths are all alike.
-    plan_.steps_seen =
-        input_.task_sequences == 0
-            ? 1
-            : steps_seen(count_steps(input_.config, input_.task_sequences), layout_.ranks);
+    // Steps of made-up lengths are all alike, but that objectives may take turns.
+    const int64_t both = takes_turns(input_.config) ? turns_of(input_.config, 0).step_of(0) + 1 : 1;
+    plan_.steps_seen = both;
+    if (input_.task_sequences > 0) {
+      const int64_t total = count_steps(input_.config, input_.task_sequences);
+      plan_.steps_seen = std::max(steps_seen(total, layout_.ranks), std::min(both, total));
+    }
     for (int64_t step = 0; step < plan_.steps_seen; ++step) look_at(step, planner.plan(step));
     return planner;
   }
@@ -151,8 +167,16 @@ class Planning {
     memory.at_peak.checkpoint = memory.largest.checkpoint = copy_;
   }
 
+  // Of the described step.
+  std::vector<std::vector<size_t>> passes_of_step() const {
+    return plan_.renews ? passes_ : make_passes(input_.config, 1);
+  }
+
   void describe(const StepPlan& plan) {
     StepWork work;
+    plan_.align_every = input_.config.objective.align_every;
+    plan_.renews = plan_.step % plan_.align_every == 0;
+    const auto passes = passes_of_step();
     plan_.micro_batches = work.micro_batches = static_cast<int64_t>(plan.assignment.size());
     std::vector<bool> busy(static_cast<size_t>(layout_.ranks), false);
     for (const auto& micro_batch : plan.assignment) {
@@ -162,7 +186,7 @@ class Planning {
         if (draws.empty()) continue;
         busy[static_cast<size_t>(r)] = true;
         double flops = 0, swept = 0;
-        for (const PackedBatch& batch : batches_of(draws, input_, passes_)) {
+        for (const PackedBatch& batch : batches_of(draws, input_, passes)) {
           plan_.flops += estimator_.flops(batch);
           flops += estimator_.executed_flops(batch);
           swept += swept_by_batch(model_, batch, input_.kernels);
@@ -180,8 +204,9 @@ class Planning {
       work.swept_bytes += most_swept;
     }
     plan_.idle_ranks = std::count(busy.begin(), busy.end(), false);
-    work.traffic = plan_.traffic = estimator_.traffic(
-        plan_.micro_batches, step_scalars(input_.config, options_.losses.size(), model_));
+    work.traffic = plan_.traffic =
+        estimator_.traffic(plan_.micro_batches, plan_.renews ? passes_to_reduce(input_) : passes,
+                           step_scalars(input_.config, options_.losses.size(), model_));
     // Inner products read the gradients; the update reads them again and sweeps master, m and v.
     const Memory& rest = estimator_.persistent();
     work.swept_bytes += 2.0 * static_cast<double>(rest.gradients) +
@@ -195,6 +220,8 @@ class Planning {
 
   // Bytes of the first gather and the last reduction of a micro-batch: the embedding's.
   std::pair<double, double> exposed_bytes() const {
+    const bool one = !plan_.renews || takes_turns(input_.config);
+    const size_t reduced = one ? 1 : options_.losses.size();
     const Unit& unit = model_.units()[model_.embedding_unit()];
     const UnitSize size = size_of(unit, layout_, options_.sharding.replicate_frozen);
     const auto peers = static_cast<double>(layout_.shards - 1);
@@ -203,7 +230,7 @@ class Planning {
     double gathered = static_cast<double>(size.trainable.shard);
     if (size.frozen.sharded) gathered += static_cast<double>(size.frozen.shard);
     return {peers * gathered * compute, peers * static_cast<double>(size.trainable.shard) * reduce *
-                                            static_cast<double>(options_.losses.size())};
+                                            static_cast<double>(reduced)};
   }
 
   // The reference's pass goes once over the alignment set of a KL and over each likelihood probe's
@@ -217,6 +244,7 @@ class Planning {
   void look_at_file(Stream stream, bool probe) {
     for (int64_t rows : stream.scored) plan_.reference_file_bytes += rows * model_.width() * 4;
     stream.per_step = static_cast<int64_t>(stream.lengths.size());
+    stream.turns = {};
     const StepPlan plan =
         Planner({stream}, layout_.ranks, input_.config.batch.max_tokens_per_rank, 0, 0, 0.0)
             .plan(0);
@@ -234,9 +262,19 @@ class Planning {
   }
 
   bool fits(int64_t tokens) const {
-    std::vector<PackedBatch> one;
-    for (const auto& active : passes_) one.push_back(filled_batch(input_, tokens, active));
-    return estimator_.memory({one, one}).peak() + copy_ <= plan_.device_bytes;
+    const auto passes = passes_fitting_together();
+    return std::all_of(passes.begin(), passes.end(), [&](const auto& together) {
+      std::vector<PackedBatch> one;
+      for (const auto& active : together) one.push_back(filled_batch(input_, tokens, active));
+      return estimator_.memory({one, one}).peak() + copy_ <= plan_.device_bytes;
+    });
+  }
+
+  // The passes of each kind of micro-batch.
+  std::vector<std::vector<std::vector<size_t>>> passes_fitting_together() const {
+    using Passes = std::vector<std::vector<size_t>>;
+    if (!takes_turns(input_.config)) return std::vector<Passes>(1, passes_);
+    return {Passes(1, {0}), Passes(1, {1})};
   }
 
   void find_largest() {
@@ -257,7 +295,7 @@ class Planning {
   const PlanInput& input_;
   Layout layout_;
   EngineOptions options_;
-  std::vector<std::vector<size_t>> passes_;
+  std::vector<std::vector<size_t>> passes_;  // where objectives take turns, one has no sequences
   Estimator estimator_;
   int64_t copy_ = 0;  // bytes of the checkpoint's, beside a CPU rank's tensors
   RankPlan plan_;

@@ -39,6 +39,9 @@ struct RankPlan {
   // The step, of the first steps_seen, in which a rank holds most, and that rank.
   int64_t steps_seen = 0;
   int64_t step = 0, rank = 0, micro_batches = 0;
+  /// The alignment gradient is computed in one of so many steps; `renews`: in this one.
+  int64_t align_every = 1;
+  bool renews = true;
   int64_t tokens = 0, scored = 0;             ///< of its largest micro-batch
   int64_t idle_ranks = 0;                     ///< without a sequence in that step
   int64_t task_tokens = 0, align_tokens = 0;  ///< of all ranks in that step
@@ -64,7 +67,8 @@ struct RankPlan {
 };
 
 /// Steps of a run of `total` that a plan looks at: those whose ranks are 65,536 together, and at
-/// least 16. With made-up lengths all are alike, and it looks at one.
+/// least 16. With made-up lengths all are alike, and it looks at one. Where objectives take turns,
+/// it looks at one step of each at least.
 int64_t steps_seen(int64_t total, int64_t ranks);
 
 /// Does not communicate and runs nothing. Throws InputError where parallel.shards does not divide

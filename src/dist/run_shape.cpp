@@ -28,12 +28,22 @@ EngineOptions engine_options(const RunConfig& config, CausalLM& model, bool like
   options.keep_reference_head = model.head().trainable && (kl || likelihood_probes);
   options.sharding = sharding_options(config);
   options.recompute = config.parallel.recompute;
+  options.keep_anchor = takes_turns(config);
   return options;
 }
 
 bool scores_all_positions(const RunConfig& config) {
   return config.objective.align_loss == AlignLoss::kl &&
          config.objective.kl_positions == KlPositions::all;
+}
+
+Turns turns_of(const RunConfig& config, size_t objective) {
+  if (takes_turns(config)) {
+    const int64_t align = config.objective.lisa->align_steps;
+    const int64_t task = config.objective.lisa->task_steps;
+    return objective == 0 ? Turns{align + task, align, task} : Turns{align + task, 0, align};
+  }
+  return objective == 0 ? Turns{} : Turns{config.objective.align_every, 0, 1};
 }
 
 std::vector<Stream> make_streams(const RunConfig& config,
@@ -46,6 +56,7 @@ std::vector<Stream> make_streams(const RunConfig& config,
       stream.scored.push_back(scored_rows(objective, i));
     }
     stream.per_step = streams.empty() ? config.batch.task_sequences : config.batch.align_sequences;
+    stream.turns = turns_of(config, streams.size());
     streams.push_back(std::move(stream));
   }
   return streams;
@@ -53,8 +64,10 @@ std::vector<Stream> make_streams(const RunConfig& config,
 
 int64_t count_steps(const RunConfig& config, int64_t task_sequences) {
   if (config.train.steps) return *config.train.steps;
-  return (task_samples(config, task_sequences) + config.batch.task_sequences - 1) /
-         config.batch.task_sequences;
+  const int64_t task_steps =
+      (task_samples(config, task_sequences) + config.batch.task_sequences - 1) /
+      config.batch.task_sequences;
+  return turns_of(config, 0).step_of(task_steps - 1) + 1;
 }
 
 Planner make_planner(const RunConfig& config, std::vector<Stream> streams, int64_t task_sequences,
@@ -80,10 +93,18 @@ std::vector<std::vector<size_t>> make_passes(const RunConfig& config, size_t obj
   return passes;
 }
 
-// Losses, FLOPs, the notice and the memory, and the Gram matrix of all blocks and, if recorded, of
+bool takes_turns(const RunConfig& config) {
+  return config.objective.rule == Rule::lisa;
+}
+
+bool exchanges_block_grams(const RunConfig& config) {
+  return config.objective.gram_per_block || config.objective.surgery == Surgery::block;
+}
+
+// Losses, FLOPs, the notice and the memory, and the Gram matrix of all blocks and, where needed, of
 // each.
 int64_t step_scalars(const RunConfig& config, size_t objectives, const CausalLM& model) {
-  const size_t blocks = config.objective.gram_per_block ? block_names(model.units()).size() : 0;
+  const size_t blocks = exchanges_block_grams(config) ? block_names(model.units()).size() : 0;
   const size_t matrices = 1 + blocks;
   return static_cast<int64_t>(objectives + 4 + matrices * objectives * objectives);
 }

@@ -21,6 +21,8 @@ EngineOptions engine_options(const RunConfig& config, CausalLM& model, bool like
 /// The alignment loss is scored at every position (the authors' KL), not only before response
 /// tokens.
 bool scores_all_positions(const RunConfig& config);
+/// The steps in which an objective's gradient is computed.
+Turns turns_of(const RunConfig& config, size_t objective);
 /// Lengths and scored rows of every objective, task first, with the sequences of one step.
 std::vector<Stream> make_streams(const RunConfig& config,
                                  const std::vector<ObjectiveData>& objectives);
@@ -31,6 +33,10 @@ Planner make_planner(const RunConfig& config, std::vector<Stream> streams, int64
                      CausalLM& model, int64_t ranks);
 /// The objectives of each pass over a micro-batch: {{0, 1}} in one pass, {{0}, {1}} in two.
 std::vector<std::vector<size_t>> make_passes(const RunConfig& config, size_t objectives);
+/// The Gram matrix of every block travels along with that of the whole: it is recorded or acted on.
+bool exchanges_block_grams(const RunConfig& config);
+/// Rule lisa: a step runs one objective's sequences alone, and computes its gradient.
+bool takes_turns(const RunConfig& config);
 /// Numbers (fp64) that a rank sends in a step's one exchange of scalars.
 int64_t step_scalars(const RunConfig& config, size_t objectives, const CausalLM& model);
 

@@ -22,6 +22,10 @@ std::vector<Parameter*> select(const Unit& unit, bool trainable) {
   return chosen;
 }
 
+size_t index_of(const std::string& block, const std::vector<std::string>& blocks) {
+  return static_cast<size_t>(std::find(blocks.begin(), blocks.end(), block) - blocks.begin());
+}
+
 uint64_t hash_name(const std::string& name) {
   uint64_t h = 0;
   for (char c : name) h = mix64(h, static_cast<unsigned char>(c));
@@ -329,16 +333,26 @@ void ShardedUnit::finish_reduce() {
   reductions_.clear();
 }
 
-void ShardedUnit::reduce_replicas() {
+void ShardedUnit::reduce_replicas(const std::vector<size_t>& objectives) {
   if (!trains() || mesh_.replicas() == 1) return;
   mesh_.replica_group().about(unit_.name);
-  for (at::Tensor& a : accumulated_) mesh_.replica_group().all_reduce(a);
+  for (size_t k : objectives) mesh_.replica_group().all_reduce(accumulated_[k]);
+}
+
+void ShardedUnit::set_anchor() {
+  if (!trains()) return;
+  if (!anchor_.defined()) anchor_ = at::empty_like(state_.m);
+  anchor_.copy_(state_.master);
+}
+
+void ShardedUnit::measure_drift(size_t k) {
+  if (trains()) at::sub_out(accumulated_[k], state_.master, anchor_);
 }
 
 void ShardedUnit::add_inner_products(const Kernels& kernels, const std::vector<std::string>& blocks,
                                      const at::Tensor& grams) const {
   for (const Segment& segment : segments_) {
-    const auto row = std::find(blocks.begin(), blocks.end(), segment.block) - blocks.begin();
+    const auto row = static_cast<int64_t>(index_of(segment.block, blocks));
     std::vector<at::Tensor> gradients;
     for (const at::Tensor& a : accumulated_)
       gradients.push_back(a.narrow(0, segment.begin, segment.end - segment.begin));
@@ -346,9 +360,26 @@ void ShardedUnit::add_inner_products(const Kernels& kernels, const std::vector<s
   }
 }
 
-void ShardedUnit::update(const Kernels& kernels, const std::vector<double>& coefficients,
-                         const AdamW& adamw) {
-  if (trains()) kernels.update(accumulated_, coefficients, adamw, update_ranges_, state_);
+std::vector<UpdateRange> ShardedUnit::update_ranges(int64_t begin, int64_t end) const {
+  std::vector<UpdateRange> ranges;
+  for (const UpdateRange& range : update_ranges_) {
+    const UpdateRange part{std::max(range.begin, begin), std::min(range.end, end), range.decays};
+    if (part.begin < part.end) ranges.push_back(part);
+  }
+  return ranges;
+}
+
+void ShardedUnit::update(const Kernels& kernels, const std::vector<std::string>& blocks,
+                         const std::vector<std::vector<double>>& coefficients, const AdamW& adamw) {
+  for (size_t first = 0; first < segments_.size();) {
+    const std::vector<double>& own = coefficients[index_of(segments_[first].block, blocks)];
+    size_t last = first + 1;
+    while (last < segments_.size() && coefficients[index_of(segments_[last].block, blocks)] == own)
+      ++last;
+    kernels.update(accumulated_, own, adamw,
+                   update_ranges(segments_[first].begin, segments_[last - 1].end), state_);
+    first = last;
+  }
 }
 
 }  // namespace safegrad::dist

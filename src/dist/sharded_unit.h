@@ -106,16 +106,26 @@ class ShardedUnit {
   /// accumulators.
   void start_reduce();
   void finish_reduce();
-  /// One all-reduce per objective across replicas, after the step's last micro-batch.
-  void reduce_replicas();
+  /// One all-reduce for each of these objectives across replicas, after the step's last
+  /// micro-batch.
+  void reduce_replicas(const std::vector<size_t>& objectives);
+
+  /// anchor <- master, of this rank's shard. Its tensor is allocated the first time.
+  void set_anchor();
+  /// Accumulated gradient k <- master − anchor.
+  void measure_drift(size_t k);
+  /// [S] f32; undefined before set_anchor().
+  const at::Tensor& anchor() const { return anchor_; }
 
   /// grams [blocks, K, K] f64 += inner products of this rank's accumulated gradients; row b is of
   /// the parameters whose block is blocks[b]. One kernel for each block that the shard has part of.
   void add_inner_products(const Kernels& kernels, const std::vector<std::string>& blocks,
                           const at::Tensor& grams) const;
   /// Fused combine + AdamW on this rank's shard, which other ranks may see
-  /// (Communicator::allocate_shards). Vectors (one-dimensional parameters) take no weight decay.
-  void update(const Kernels& kernels, const std::vector<double>& coefficients, const AdamW& adamw);
+  /// (Communicator::allocate_shards). coefficients[b] are those of blocks[b]; neighbours that have
+  /// the same are one sweep. Vectors (one-dimensional parameters) take no weight decay.
+  void update(const Kernels& kernels, const std::vector<std::string>& blocks,
+              const std::vector<std::vector<double>>& coefficients, const AdamW& adamw);
   /// This rank's accumulated gradient of objective k, [S] f32, for tests and checks.
   const at::Tensor& gradient_shard(size_t k) const { return accumulated_[k]; }
 
@@ -140,6 +150,7 @@ class ShardedUnit {
   void allocate(Part& part);
   void find_segments();
   void find_update_ranges();
+  std::vector<UpdateRange> update_ranges(int64_t begin, int64_t end) const;
   void start_gather(Part& part);
   void release(Part& part);
   bool lends_accumulators() const;
@@ -151,6 +162,7 @@ class ShardedUnit {
   Buffers& buffers_;
   Part trainable_, frozen_;
   ShardState state_;  // [S]; compute: what a gather sends
+  at::Tensor anchor_;
   std::vector<Segment> segments_;
   std::vector<UpdateRange> update_ranges_;
   std::vector<at::Tensor> accumulated_;    // K × [S] f32

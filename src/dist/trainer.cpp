@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <set>
 
 #include "core/config_place.h"
 #include "core/schedule.h"
@@ -96,6 +97,15 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
         config_.probe[i].every_steps);
   }
   passes_ = make_passes(config_, objectives_.size());
+  std::set<std::string> trained;
+  for (const Unit& unit : model.units()) {
+    for (const Parameter* p : unit.parameters) {
+      if (p->trainable) trained.insert(p->block);
+    }
+  }
+  for (size_t b = 0; b < engine_.blocks().size(); ++b) {
+    if (trained.contains(engine_.blocks()[b])) trained_blocks_.push_back(b);
+  }
 }
 
 void Trainer::measure_speed_of_light() {
@@ -109,22 +119,26 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
   const auto start = std::chrono::steady_clock::now();
   engine_.clock().take();
   mesh_.world().about(fmt::format("step {}", index + 1));
-  const StepPlan plan = planner_.plan(index);
-  const std::vector<double> tokens = scored_tokens(plan);
+  const std::vector<size_t> computed = computed_in(index);
+  const StepPlan plan = planner_.plan(index, /*all=*/computed.size() == objectives_.size());
+  const std::vector<double> tokens = tokens_in(plan, index);
 
-  const PassSums sums = accumulate(plan, index);
+  if (takes_turns(config_) && !needs_anchor(index)) engine_.set_anchor();
+  const PassSums sums = accumulate(plan, computed, index);
   engine_.clock().enter(Phase::surgery);
+  if (takes_turns(config_)) engine_.measure_drift(1 - computed.front());
   const at::Tensor block_grams = engine_.inner_products();
-  const Totals totals = reduce(sums, block_grams, own);
+  Totals totals = reduce(sums, block_grams, own);
   engine_.clock().enter(Phase::surgery);
   to_means(gram_, tokens);
   for (Gram& block : block_grams_) to_means(block, tokens);
   StepRecord record;
   record.skipped = !totals.finite;
+  if (config_.objective.align_every > 1) record.align_renewed = !held_for(index);
+  hold_alignment(index, tokens, totals);
+  anchored_ = true;
   if (!record.skipped) {
-    coefficients_ = combine(gram_, rule_);
-    record.grad_norm = combined_norm(gram_, coefficients_);
-    record.clip = clip_factor(record.grad_norm, config_.optimizer.clip_norm);
+    combine_gradients(record, index);
     update(index, record.clip, tokens);
   } else {
     record.not_finite = attribute(mesh_, sums.loss, block_grams, engine_.blocks(), plan);
@@ -146,19 +160,61 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
 // Gradients are summed over tokens, micro-batches and ranks; division by the token counts comes
 // later, in the Gram matrix and the coefficients. So no assignment of sequences to ranks or
 // micro-batches changes the result.
-PassSums Trainer::accumulate(const StepPlan& plan, int64_t index) {
+PassSums Trainer::accumulate(const StepPlan& plan, const std::vector<size_t>& computed,
+                             int64_t index) {
+  const auto passes =
+      computed.size() == objectives_.size() ? passes_ : std::vector<std::vector<size_t>>{computed};
   PassSums sums = engine_.zero_sums();
   engine_.begin_step();
   bool first = true;
   for (const auto& micro_batch : plan.assignment) {
     const auto& draws = micro_batch[static_cast<size_t>(mesh_.world().rank())];
-    for (const std::vector<size_t>& active : passes_) {
+    for (const std::vector<size_t>& active : passes) {
       engine_.forward_backward(pack_for(draws, active, index), active, first, sums);
     }
     first = false;
   }
   engine_.end_step();
   return sums;
+}
+
+// The objectives whose gradients a step computes.
+std::vector<size_t> Trainer::computed_in(int64_t index) const {
+  if (takes_turns(config_)) return {turns_of(config_, 0).due(index) ? size_t{0} : size_t{1}};
+  std::vector<size_t> computed = {0};
+  if (objectives_.size() > 1 && !held_for(index)) computed.push_back(1);
+  return computed;
+}
+
+// What the gradients of a step are sums over. The drift of lisa, which stands in for the gradient
+// that is not computed, is no sum.
+std::vector<double> Trainer::tokens_in(const StepPlan& plan, int64_t index) const {
+  std::vector<double> tokens = scored_tokens(plan);
+  if (const auto held = held_for(index)) tokens[1] = held->tokens;
+  if (takes_turns(config_)) tokens[1 - computed_in(index).front()] = 1;
+  return tokens;
+}
+
+// A phase begins where the weights become its anchor: those at the end of the other one's.
+bool Trainer::needs_anchor(int64_t index) const {
+  if (!takes_turns(config_) || !anchored_) return false;
+  return index % turns_of(config_, 0).period != 0 && computed_in(index) == computed_in(index - 1);
+}
+
+std::optional<HeldAlignment> Trainer::held_for(int64_t index) const {
+  return index % config_.objective.align_every == 0 ? std::nullopt : held_;
+}
+
+// A gradient of a step that was not finite is not used again: the next step computes its own.
+void Trainer::hold_alignment(int64_t index, const std::vector<double>& tokens, Totals& totals) {
+  if (objectives_.size() < 2 || takes_turns(config_)) return;
+  if (held_for(index)) {
+    totals.loss[1] = held_->loss;
+  } else if (totals.finite) {
+    held_ = {index, tokens[1], totals.loss[1]};
+  } else {
+    held_.reset();
+  }
 }
 
 PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
@@ -183,7 +239,7 @@ Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& block_gr
   const at::Tensor host = engine_.backend().upload(
       at::tensor({sums.flops, own.stop ? 1.0 : 0.0, own.writing ? 1.0 : 0.0, memory}, at::kDouble));
   std::vector<at::Tensor> parts = {sums.loss, host, block_grams.sum(0).flatten()};
-  if (config_.objective.gram_per_block) parts.push_back(block_grams.flatten());
+  if (exchanges_block_grams(config_)) parts.push_back(block_grams.flatten());
   const at::Tensor values = at::cat(parts);
 
   engine_.clock().enter(Phase::wait);
@@ -216,6 +272,29 @@ Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& block_gr
   return totals;
 }
 
+// The rule sees the whole model's inner products (arXiv:2508.07172) or each block's own. The norm
+// that clipping acts on is the whole's in both.
+void Trainer::combine_gradients(StepRecord& record, int64_t index) {
+  if (takes_turns(config_)) {
+    // No proximal term in the first tenth of the run, as in the authors' program.
+    const size_t active = computed_in(index).front();
+    std::vector<double> all(2, 0.0);
+    all[active] = 1;
+    if (static_cast<double>(index) > 0.1 * static_cast<double>(total_steps_))
+      all[1 - active] = config_.objective.lisa->rho;
+    coefficients_.assign(engine_.blocks().size(), all);
+    record.grad_norm = combined_norm(gram_, all);
+  } else if (config_.objective.surgery == Surgery::block) {
+    coefficients_ = combine_blocks(block_grams_, rule_);
+    record.grad_norm = combined_norm(block_grams_, coefficients_);
+  } else {
+    const std::vector<double> all = combine(gram_, rule_);
+    coefficients_.assign(engine_.blocks().size(), all);
+    record.grad_norm = combined_norm(gram_, all);
+  }
+  record.clip = clip_factor(record.grad_norm, config_.optimizer.clip_norm);
+}
+
 void Trainer::update(int64_t index, double clip, const std::vector<double>& tokens) {
   ++updates_;
   const OptimizerSection& o = config_.optimizer;
@@ -229,9 +308,10 @@ void Trainer::update(int64_t index, double clip, const std::vector<double>& toke
   adamw.step_size = static_cast<float>(lr / (1 - std::pow(o.betas[0], t)));
   adamw.inverse_sqrt_bc2 = static_cast<float>(1 / std::sqrt(1 - std::pow(o.betas[1], t)));
   adamw.decay = static_cast<float>(1 - lr * o.weight_decay);
-  std::vector<double> per_sum;  // coefficients of the summed, not averaged, gradients
-  for (size_t k = 0; k < coefficients_.size(); ++k)
-    per_sum.push_back(clip * coefficients_[k] / tokens[k]);
+  std::vector<std::vector<double>> per_sum = coefficients_;  // of summed, not averaged, gradients
+  for (std::vector<double>& block : per_sum) {
+    for (size_t k = 0; k < block.size(); ++k) block[k] = clip * block[k] / tokens[k];
+  }
   engine_.update(per_sum, adamw);
 }
 
@@ -262,21 +342,71 @@ void Trainer::describe(StepRecord& record, const StepPlan& plan, int64_t index) 
       }
     }
   }
-  const double drawn = static_cast<double>(index * config_.batch.task_sequences + task_draws);
+  const double drawn = static_cast<double>(
+      turns_of(config_, 0).before(index) * config_.batch.task_sequences + task_draws);
   record.epoch = drawn / static_cast<double>(data_.task->size());
   record.lr = config_.optimizer.lr * schedule_factor(config_.schedule, index, total_steps_);
+  if (takes_turns(config_)) return describe_lisa(record, index);
   record.uu = gram_.at(0, 0);
-  if (!record.skipped) record.c_task = coefficients_[0];
+  auto mean = [&](size_t k) {
+    double sum = 0;
+    for (size_t b : trained_blocks_) sum += coefficients_[b][k];
+    return sum / static_cast<double>(trained_blocks_.size());
+  };
+  const bool global = config_.objective.surgery == Surgery::global;
+  if (!record.skipped) record.c_task = global ? coefficients_[0][0] : mean(0);
   if (gram_.size < 2) return;
   record.ua = gram_.at(0, 1);
   record.aa = gram_.at(1, 1);
   record.cosine = cosine(gram_);
   record.conflict = gram_.at(0, 1) < 0;
-  if (!record.skipped) record.c_align = coefficients_[1];
+  if (!record.skipped) record.c_align = global ? coefficients_[0][1] : mean(1);
+  describe_blocks(record);
+}
+
+// One gradient a step: what the other would be is not measured.
+void Trainer::describe_lisa(StepRecord& record, int64_t index) const {
+  const size_t active = computed_in(index).front(), other = 1 - active;
+  const double square = gram_.at(active, active);
+  if (active == 0) {
+    record.uu = square;
+    record.loss_align.reset();
+  } else {
+    record.uu = record.loss_task = std::nan("");
+    record.aa = square;
+  }
+  record.drift = std::sqrt(gram_.at(other, other));
+  if (record.skipped) return;
+  record.c_task = active == 0 ? 1 : 0;
+  record.c_align = active == 1 ? 1 : 0;
+  record.c_drift = coefficients_.front()[other];
+}
+
+// With layer-wise surgery c_task and c_align are means over the blocks that train.
+void Trainer::describe_blocks(StepRecord& record) const {
+  const bool layer_wise = config_.objective.surgery == Surgery::block;
+  if (layer_wise && !record.skipped) {
+    BlockCoefficients& range = record.block_coefficients.emplace();
+    for (size_t b : trained_blocks_) {
+      range.conflicts += block_grams_[b].at(0, 1) < 0;
+      for (size_t k = 0; k < 2; ++k) {
+        std::array<double, 2>& bounds = k == 0 ? range.task : range.align;
+        const double c = coefficients_[b][k];
+        const bool first = b == trained_blocks_.front();
+        bounds = {first ? c : std::min(bounds[0], c), first ? c : std::max(bounds[1], c)};
+      }
+    }
+  }
+  if (!config_.objective.gram_per_block) return;
   for (size_t b = 0; b < block_grams_.size(); ++b) {
     const Gram& g = block_grams_[b];
     record.blocks[engine_.blocks()[b]] = {
         {"uu", g.at(0, 0)}, {"ua", g.at(0, 1)}, {"aa", g.at(1, 1)}};
+  }
+  if (!record.block_coefficients) return;
+  for (size_t b : trained_blocks_) {
+    record.blocks[engine_.blocks()[b]]["c_task"] = coefficients_[b][0];
+    record.blocks[engine_.blocks()[b]]["c_align"] = coefficients_[b][1];
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,14 @@ struct Notice {
   bool writing = false;  ///< it is still writing a checkpoint
 };
 
+/// The alignment gradient that steps use again until it is renewed (objective.align_every): which
+/// step computed it, and its loss, both as sums over `tokens` scored tokens. The gradient itself is
+/// in the units' shards.
+struct HeldAlignment {
+  int64_t step = 0;
+  double tokens = 0, loss = 0;
+};
+
 /// Trains `model` as `config` says. All ranks construct it and call the same functions. Memory:
 /// shards of master weights, moments and one gradient per objective, plus the engine's buffers.
 class Trainer {
@@ -71,25 +80,38 @@ class Trainer {
   const ObjectiveData& objective(size_t k) const { return objectives_[k]; }
   /// Content hash of the model that training started from.
   uint64_t start_fingerprint() const { return start_fingerprint_; }
-  /// Steps that were not skipped: AdamW's t. With the units' state, all that a step leaves to the
-  /// next: samples and dropout follow from the step's number.
+  /// Steps that were not skipped: AdamW's t. With the units' state and what held_for() says, all
+  /// that a step leaves to the next: samples and dropout follow from the step's number.
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }
+  /// What step `index` takes over of the last alignment gradient; empty where it computes its own.
+  std::optional<HeldAlignment> held_for(int64_t index) const;
+  /// The alignment gradient is in the units' shards.
+  void hold(const HeldAlignment& held) { held_ = held; }
+  /// Step `index` uses the units' anchors (rule lisa), which an earlier step has set.
+  bool needs_anchor(int64_t index) const;
+  /// The anchor is in the units' shards.
+  void hold_anchor() { anchored_ = true; }
   double gemm_rate() const { return gemm_rate_; }  ///< FLOP/s of all ranks together
   const Gram& last_gram() const { return gram_; }  ///< of mean gradients
-  const std::vector<double>& last_coefficients() const {
-    return coefficients_;
-  }  ///< before clipping
+  /// By block of engine().blocks(), before clipping; with global surgery all are the same.
+  const std::vector<std::vector<double>>& last_coefficients() const { return coefficients_; }
 
  private:
   struct Totals;
   Totals reduce(const PassSums& sums, const at::Tensor& block_grams, const Notice& own);
-  PassSums accumulate(const StepPlan& plan, int64_t index);
+  std::vector<size_t> computed_in(int64_t index) const;
+  std::vector<double> tokens_in(const StepPlan& plan, int64_t index) const;
+  PassSums accumulate(const StepPlan& plan, const std::vector<size_t>& computed, int64_t index);
+  void hold_alignment(int64_t index, const std::vector<double>& tokens, Totals& totals);
   PackedBatch pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
                        int64_t index) const;
   void update(int64_t index, double clip, const std::vector<double>& tokens);
   std::vector<double> scored_tokens(const StepPlan& plan) const;
+  void combine_gradients(StepRecord& record, int64_t index);
+  void describe_lisa(StepRecord& record, int64_t index) const;
   void describe(StepRecord& record, const StepPlan& plan, int64_t index) const;
+  void describe_blocks(StepRecord& record) const;
 
   const RunConfig config_;
   Mesh& mesh_;
@@ -100,6 +122,8 @@ class Trainer {
   std::vector<Probe> probes_;
   std::vector<std::vector<size_t>>
       passes_;  // objectives of each pass: {{0, 1}} in one, {{0}, {1}} in two
+  std::optional<HeldAlignment> held_;
+  bool anchored_ = false;  // lisa: the units' anchors are of the phase's start
   int64_t total_steps_;
   Planner planner_;
   RuleOptions rule_;
@@ -108,8 +132,9 @@ class Trainer {
   uint64_t start_fingerprint_ = 0;
   Notice notice_;
   Gram gram_;
-  std::vector<Gram> block_grams_;  // gram_per_block
-  std::vector<double> coefficients_;
+  std::vector<Gram> block_grams_;       // where exchanges_block_grams()
+  std::vector<size_t> trained_blocks_;  // of engine_.blocks()
+  std::vector<std::vector<double>> coefficients_;
 };
 
 /// Scores a model on the config's probes without training; name -> measures. Files without choices

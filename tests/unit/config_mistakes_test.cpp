@@ -177,7 +177,7 @@ INSTANTIATE_TEST_SUITE_P(
             minimal_and("objective: {rule: foo}\n"),
             {},
             {"objective.rule: got \"foo\", allowed: sft | weighted_sum | safegrad | agem | pcgrad "
-             "| mgda | cagrad | ogpsa"}},
+             "| mgda | cagrad | ogpsa | lisa"}},
         Mistake{"EnumeratorInCpp",
                 minimal_and("parallel: {device: automatic}\n"),
                 {},
@@ -277,6 +277,10 @@ INSTANTIATE_TEST_SUITE_P(
         OutOfRange{"objective.rho", "-1", ">= 0"},
         OutOfRange{"objective.cagrad_c", "1.0", "in [0, 1)"},
         OutOfRange{"batch.task_sequences", "0", "> 0"},
+        OutOfRange{"objective.align_every", "0", "> 0"},
+        OutOfRange{"objective.lisa.align_steps", "0", "> 0"},
+        OutOfRange{"objective.lisa.task_steps", "0", "> 0"},
+        OutOfRange{"objective.lisa.rho", "-1", ">= 0"},
         OutOfRange{"batch.align_sequences", "-1", ">= 0"},
         OutOfRange{"batch.max_tokens_per_rank", "0", "> 0"}, OutOfRange{"optimizer.lr", "0", "> 0"},
         OutOfRange{"optimizer.lr", "-1", "> 0"}, OutOfRange{"optimizer.betas[0]", "1", "in [0, 1)"},
@@ -346,6 +350,21 @@ INSTANTIATE_TEST_SUITE_P(
             "model: {path: m}\nobjective: {rule: sft}\nbatch: {align_sequences: 4}\noutput: o\n",
             {},
             {"config.yaml:3: batch.align_sequences: got 4, but data.align is missing"}},
+        Mistake{"TurnsOfAnotherRule",
+                minimal_and("objective: {rule: agem, lisa: {rho: 1}}\n"),
+                {},
+                {"objective.lisa: is for objective.rule lisa, which is agem"}},
+        Mistake{"OneGradientAStep",
+                minimal_and("objective: {rule: lisa, surgery: block}\n"),
+                {},
+                {"objective.surgery: got \"block\", but objective.rule is lisa, which computes one "
+                 "gradient a step"}},
+        Mistake{"NothingToRenew",
+                "model: {path: m}\ndata: {task: t}\nobjective: {rule: sft, align_every: 2}\n"
+                "output: o\n",
+                {},
+                {"config.yaml:3: objective.align_every: got 2, but there is no alignment "
+                 "gradient"}},
         Mistake{
             "DuplicateProbe",
             minimal_and("probe:\n- {name: a, file: b}\n- {name: c, file: b}\n- {name: a, file: d}"),

@@ -34,9 +34,11 @@ objective:
   rule: cagrad
   rho: 0.5
   cagrad_c: 0.25
+  surgery: block
   align_loss: sft
   kl_positions: all
   gradients: two_pass
+  align_every: 4
   gram_per_block: true
 batch:
   task_sequences: 2
@@ -72,6 +74,17 @@ checkpoint:
 output: runs/full
 )";
 
+TEST_F(ConfigTest, LisaHasItsPhasesByDefault) {
+  const std::string start = "model: {path: m}\ndata: {task: t, align: a}\noutput: o\n";
+  const RunConfig by_default = load(start + "objective: {rule: lisa}\n");
+  const RunConfig given =
+      load(start + "objective: {rule: lisa, lisa: {align_steps: 2, task_steps: 3, rho: 0.01}}\n");
+
+  EXPECT_EQ(by_default.objective.lisa, (LisaConfig{100, 900, 1.0}));
+  EXPECT_EQ(given.objective.lisa, (LisaConfig{2, 3, 0.01}));
+  EXPECT_FALSE(load(start).objective.lisa);
+}
+
 TEST_F(ConfigTest, EveryKeyReachesItsMember) {
   const RunConfig config = load(kFull);
 
@@ -89,9 +102,11 @@ TEST_F(ConfigTest, EveryKeyReachesItsMember) {
   EXPECT_EQ(config.objective.rule, Rule::cagrad);
   EXPECT_EQ(config.objective.rho, 0.5);
   EXPECT_EQ(config.objective.cagrad_c, 0.25);
+  EXPECT_EQ(config.objective.surgery, Surgery::block);
   EXPECT_EQ(config.objective.align_loss, AlignLoss::sft);
   EXPECT_EQ(config.objective.kl_positions, KlPositions::all);
   EXPECT_EQ(config.objective.gradients, GradientMode::two_pass);
+  EXPECT_EQ(config.objective.align_every, 4);
   EXPECT_TRUE(config.objective.gram_per_block);
   EXPECT_EQ(config.batch.task_sequences, 2);
   EXPECT_EQ(config.batch.align_sequences, 3);
@@ -408,6 +423,7 @@ TEST(EnumNames, EveryEnumeratorHasItsName) {
   EXPECT_EQ(name_of(Rule::mgda), "mgda");
   EXPECT_EQ(name_of(Rule::cagrad), "cagrad");
   EXPECT_EQ(name_of(Rule::ogpsa), "ogpsa");
+  EXPECT_EQ(name_of(Rule::lisa), "lisa");
   EXPECT_EQ(name_of(AlignLoss::sft), "sft");
   EXPECT_EQ(name_of(KlPositions::all), "all");
   EXPECT_EQ(name_of(ScheduleKind::linear), "linear");

@@ -76,14 +76,25 @@ TEST(StepRecordJson, KeysComeInTheDocumentedOrder) {
   StepRecord record = typical();
   record.probe["refusal"] = {{"comply", 0.25}, {"refuse", 0.75}};
   record.phase_seconds = {{"forward", 1.5}};
+  record.align_renewed = false;
+  record.block_coefficients = BlockCoefficients{{1, 1}, {0.5, 2}, 3};
+  record.drift = 0.5;
+  record.c_drift = 1;
   record.blocks["block.0"] = {{"aa", 1}, {"ua", 2}, {"uu", 3}};
 
   const std::vector<std::string> keys = keys_of(to_json_line(record));
 
   EXPECT_EQ(fmt::format("{}", fmt::join(keys, " ")),
-            "step epoch loss_task loss_align uu ua aa cosine conflict c_task c_align grad_norm "
-            "clip lr task_tokens align_tokens seconds tokens_per_s flops speed_of_light "
-            "memory_bytes skipped probe phase_seconds blocks");
+            "step epoch loss_task loss_align align_renewed uu ua aa cosine conflict c_task c_align "
+            "drift c_drift block_coefficients grad_norm clip lr task_tokens align_tokens seconds "
+            "tokens_per_s flops speed_of_light memory_bytes skipped probe phase_seconds blocks");
+}
+
+TEST(StepRecordJson, CoefficientsOfBlocksAreARange) {
+  StepRecord record = typical();
+  record.block_coefficients = BlockCoefficients{{1, 1}, {0.5, 2}, 3};
+  EXPECT_EQ(nlohmann::ordered_json::parse(to_json_line(record))["block_coefficients"].dump(),
+            R"({"c_task":[1.0,1.0],"c_align":[0.5,2.0],"conflicts":3})");
 }
 
 TEST(StepRecordJson, WhatWentWrongIsSaidInFull) {

@@ -1,6 +1,7 @@
 #include "core/planner.h"
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <numeric>
 #include <random>
@@ -220,6 +221,44 @@ TEST(Planner, TheTaskStreamEndsAfterItsTotalAndTheLastStepIsSmaller) {
   EXPECT_EQ(p.draws(2).size(), 6u);  // the alignment stream never ends
   EXPECT_EQ(all_draws(p.plan(2)).size(), 6u);
   EXPECT_TRUE(is_permutation_of_range(samples_of(p, 0, 3)));
+}
+
+TEST(Planner, AStreamThatIsDueNowAndThenSkipsNoSample) {
+  Stream task = stream(20, 7, 1), align = stream(9, 4, 2);
+  const Planner always = planner({task, align}, {});
+  align.turns = {3, 0, 1};
+  const Planner third = planner({task, align}, {});
+  auto of = [](const std::vector<Draw>& draws, size_t objective) {
+    Pairs pairs = pairs_of(draws);
+    std::erase_if(pairs, [&](const auto& pair) { return pair.first != objective; });
+    return pairs;
+  };
+  for (int64_t step = 0; step < 10; ++step) {
+    EXPECT_EQ(of(third.draws(step), 0), of(always.draws(step), 0));
+    EXPECT_EQ(of(third.draws(step), 1), step % 3 == 0 ? of(always.draws(step / 3), 1) : Pairs{});
+    EXPECT_EQ(of(third.draws(step, true), 1), of(always.draws(step / 3), 1));
+    EXPECT_EQ(all_draws(third.plan(step)).size(), third.draws(step).size());
+    EXPECT_EQ(all_draws(third.plan(step, true)).size(), 7u + 4u);
+  }
+}
+
+TEST(Planner, ObjectivesTakeTurnsAndSkipNoSample) {
+  Stream task = stream(20, 7, 1), align = stream(9, 4, 2);
+  const Planner always = planner({task, align}, {});
+  task.turns = {5, 2, 3};
+  align.turns = {5, 0, 2};
+  const Planner turns = planner({task, align}, {});
+  std::array<int64_t, 2> taken = {0, 0};
+  for (int64_t step = 0; step < 13; ++step) {
+    const size_t objective = step % 5 < 2 ? 1 : 0;
+    Pairs expected = pairs_of(always.draws(taken[objective]));
+    std::erase_if(expected, [&](const auto& pair) { return pair.first != objective; });
+    EXPECT_EQ(pairs_of(turns.draws(step)), expected) << step;
+    const Turns& own = objective == 0 ? task.turns : align.turns;
+    EXPECT_EQ(own.before(step), taken[objective]);
+    EXPECT_EQ(own.step_of(taken[objective]), step);
+    ++taken[objective];
+  }
 }
 
 TEST(Planner, MoreRanksThanSamplesLeaveSomeWithoutWork) {

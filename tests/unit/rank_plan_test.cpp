@@ -173,7 +173,28 @@ TEST_F(Plan, EveryKindOfRunIsAsPlanned) {
        }},
       {"two passes", [](RunConfig& c) { c.objective.gradients = GradientMode::two_pass; }},
       {"all positions", [](RunConfig& c) { c.objective.kl_positions = KlPositions::all; }},
-      {"recorded by unit", [](RunConfig& c) { c.objective.gram_per_block = true; }},
+      {"alignment now and then", [](RunConfig& c) { c.objective.align_every = 3; }},
+      {"alignment now and then, in two passes",
+       [](RunConfig& c) {
+         c.objective.align_every = 2;
+         c.objective.gradients = GradientMode::two_pass;
+       }},
+      {"layer-wise", [](RunConfig& c) { c.objective.surgery = Surgery::block; }},
+      {"turns, an alignment step",
+       [](RunConfig& c) {
+         c.objective.rule = Rule::lisa;
+         c.objective.lisa = LisaConfig{1, 2, 0.5};
+         c.batch.align_sequences = 31;
+       }},
+      {"turns, a task step",
+       [&](RunConfig& c) {
+         adapters(c);
+         c.objective.rule = Rule::lisa;
+         c.objective.lisa = LisaConfig{2, 1, 0.5};
+         c.objective.align_loss = AlignLoss::sft;
+         c.batch.align_sequences = 2;
+       }},
+      {"recorded by block", [](RunConfig& c) { c.objective.gram_per_block = true; }},
       {"no reference", [](RunConfig& c) { c.objective.align_loss = AlignLoss::sft; }},
       {"one objective",
        [](RunConfig& c) {
@@ -282,6 +303,10 @@ TEST_F(Plan, ACheckpointsCopyIsHeldBesideTheStep) {
   EXPECT_EQ(with.memory.peak(), without.memory.peak() + copy);
   EXPECT_NE(memory_in_words(with.memory).find(", checkpoint "), std::string::npos);
   check_run(with, run_rank(config_, model, data_, with));
+
+  in.config.objective.align_every = 2;  // with the alignment gradient
+  EXPECT_EQ(dist::plan_rank(*model.decoder, in, 8).memory.largest.checkpoint, copy / 12 * 16);
+  in.config.objective.align_every = 1;
 
   in.device.reserve_gib = 0;
   in.device.memory_gib = 1.0 / 64;

@@ -295,5 +295,28 @@ TEST(Surgery, FiniteNoticesEveryEntry) {
   }
 }
 
+TEST(Surgery, LisaIsNoFunctionOfInnerProducts) {
+  EXPECT_THROW(combine(Gram(2), {.rule = Rule::lisa}), UsageError);
+}
+
+TEST(LayerWiseSurgery, EveryBlockIsJudgedByItselfAndTheNormIsTheWholes) {
+  // u = (3, 0 | 1, 2), a = (−1, 1 | 1, 0): the halves are the blocks.
+  Gram first(2), second(2);
+  first.values = {9, -3, -3, 2};
+  second.values = {5, 1, 1, 1};
+  const RuleOptions options{Rule::safegrad, 0.25, 0.4};
+
+  const auto c = combine_blocks({first, second}, options);
+
+  EXPECT_EQ(c, (std::vector<std::vector<double>>{{1, 0.25 + 1.5}, {1, 0.25}}));
+  // g = (1.25, 1.75 | 1.25, 2). 1e-15: a root, a square and a sum in doubles.
+  EXPECT_NEAR(combined_norm({first, second}, c),
+              std::sqrt(1.25 * 1.25 + 1.75 * 1.75 + 1.25 * 1.25 + 4), 4e-15);
+  // The whole has u·a = −2 and a·a = 3: another decision.
+  Gram whole(2);
+  whole.values = {14, -2, -2, 3};
+  EXPECT_NE(combine(whole, options)[1], c[0][1]);
+}
+
 }  // namespace
 }  // namespace safegrad

@@ -236,6 +236,12 @@ TEST(FusedUpdate, TheComputeCopyFollowsTheMaster) {
   cpu_kernels().update({random_tensor({2049}, 74)}, {1.0}, Hyper().at_step(1), {{0, 2049, true}},
                        {state.p, state.m, state.v, compute});
   expect_equal(compute, state.p.to(at::kBFloat16));
+  compute.fill_(7);  // of two sweeps with different coefficients, each writes its own ranges
+  cpu_kernels().update({random_tensor({2049}, 75)}, {0.5}, Hyper().at_step(2), {{5, 1000, true}},
+                       {state.p, state.m, state.v, compute});
+  expect_equal(compute.narrow(0, 5, 995), state.p.narrow(0, 5, 995).to(at::kBFloat16));
+  EXPECT_EQ(compute[4].item<float>(), 7);
+  EXPECT_EQ(compute[1000].item<float>(), 7);
 }
 
 }  // namespace
