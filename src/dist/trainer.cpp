@@ -5,7 +5,8 @@
 #include <cmath>
 #include <set>
 
-#include "core/config_place.h"
+#include <fmt/format.h>
+
 #include "core/schedule.h"
 #include "dist/attribution.h"
 #include "dist/run_shape.h"
@@ -24,40 +25,21 @@ std::vector<ObjectiveData> objective_data(const RunConfig& config, const RunData
   return objectives;
 }
 
-// Inner products of summed gradients -> of gradients that are means per token.
-void to_means(Gram& gram, const std::vector<double>& tokens) {
-  for (size_t i = 0; i < gram.size; ++i) {
-    for (size_t j = 0; j < gram.size; ++j) gram.at(i, j) /= tokens[i] * tokens[j];
+Blocks blocks_of(Engine& engine) {
+  std::set<std::string> trained;
+  for (const Unit& unit : engine.model().units()) {
+    for (const Parameter* p : unit.parameters) {
+      if (p->trainable) trained.insert(p->block);
+    }
   }
+  Blocks blocks{engine.blocks(), {}};
+  for (size_t b = 0; b < blocks.names.size(); ++b) {
+    if (trained.contains(blocks.names[b])) blocks.trained.push_back(b);
+  }
+  return blocks;
 }
 
 }  // namespace
-
-RunData open_data(const RunConfig& config, const CausalLM& model,
-                  const std::string& tokenizer_sha256, std::vector<std::string>& warnings) {
-  const TokenFileExpectation expected{tokenizer_sha256, model.vocab_size(), model.max_positions()};
-  auto open = [&](const std::string& key, const std::string& path) {
-    try {
-      return std::make_shared<const TokenFile>(path, expected, warnings);
-    } catch (const InputError& error) {
-      throw NamedFileError(key, error.what());
-    }
-  };
-  RunData data;
-  if (!config.data.task.empty()) data.task = open("data.task", config.data.task);
-  if (config.batch.align_sequences > 0) data.align = open("data.align", config.data.align);
-  for (size_t i = 0; i < config.probe.size(); ++i)
-    data.probes.push_back(open(fmt::format("probe[{}].file", i), config.probe[i].file));
-  return data;
-}
-
-/// One step's sums over all ranks.
-struct Trainer::Totals {
-  std::vector<double> loss;
-  double flops = 0;
-  int64_t memory_bytes = 0;  // of the fullest rank
-  bool finite = true;
-};
 
 Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& weights,
                  const RunData& data, Mesh& mesh)
@@ -70,7 +52,9 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
       planner_(make_planner(config, make_streams(config, objectives_), data.task->size(), model,
                             mesh.world().size())),
       rule_{config.objective.rule, config.objective.rho, config.objective.cagrad_c},
-      gram_(engine_.objectives()) {
+      held_(config.objective.align_every),
+      blocks_(blocks_of(engine_)) {
+  if (takes_turns(config_)) lisa_.emplace(config_, total_steps_);
   engine_.load(weights);
   start_fingerprint_ = engine_.fingerprint();
   auto reference = [&](const ObjectiveData& objective) {
@@ -97,15 +81,6 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
         config_.probe[i].every_steps);
   }
   passes_ = make_passes(config_, objectives_.size());
-  std::set<std::string> trained;
-  for (const Unit& unit : model.units()) {
-    for (const Parameter* p : unit.parameters) {
-      if (p->trainable) trained.insert(p->block);
-    }
-  }
-  for (size_t b = 0; b < engine_.blocks().size(); ++b) {
-    if (trained.contains(engine_.blocks()[b])) trained_blocks_.push_back(b);
-  }
 }
 
 void Trainer::measure_speed_of_light() {
@@ -123,20 +98,19 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
   const StepPlan plan = planner_.plan(index, /*all=*/computed.size() == objectives_.size());
   const std::vector<double> tokens = tokens_in(plan, index);
 
-  if (takes_turns(config_) && !needs_anchor(index)) engine_.set_anchor();
+  if (lisa_) lisa_->begin_step(engine_, index);
   const PassSums sums = accumulate(plan, computed, index);
   engine_.clock().enter(Phase::surgery);
-  if (takes_turns(config_)) engine_.measure_drift(1 - computed.front());
+  if (lisa_) lisa_->measure_drift(engine_, index);
   const at::Tensor block_grams = engine_.inner_products();
-  Totals totals = reduce(sums, block_grams, own);
-  engine_.clock().enter(Phase::surgery);
-  to_means(gram_, tokens);
-  for (Gram& block : block_grams_) to_means(block, tokens);
+  scalars_ =
+      exchange_scalars(engine_, mesh_, sums, block_grams, exchanges_block_grams(config_), own);
+  to_means(scalars_, tokens);
+
   StepRecord record;
-  record.skipped = !totals.finite;
+  record.skipped = !scalars_.finite;
   if (config_.objective.align_every > 1) record.align_renewed = !held_for(index);
-  hold_alignment(index, tokens, totals);
-  anchored_ = true;
+  if (objectives_.size() > 1) held_.follow(index, tokens[1], scalars_.finite, scalars_.loss[1]);
   if (!record.skipped) {
     combine_gradients(record, index);
     update(index, record.clip, tokens);
@@ -144,16 +118,12 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
     record.not_finite = attribute(mesh_, sums.loss, block_grams, engine_.blocks(), plan);
   }
 
-  if (totals.memory_bytes > 0) record.memory_bytes = totals.memory_bytes;
-  record.loss_task = totals.loss[0] / tokens[0];
-  if (objectives_.size() > 1) record.loss_align = totals.loss[1] / tokens[1];
-  describe(record, plan, index);
+  describe(record, plan, tokens, index);
   record.phase_seconds = engine_.clock().take();
   record.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   record.tokens_per_s =
       static_cast<double>(record.task_tokens + record.align_tokens) / record.seconds;
-  record.flops = totals.flops;
-  if (gemm_rate_ > 0) record.speed_of_light = totals.flops / gemm_rate_ / record.seconds;
+  if (gemm_rate_ > 0) record.speed_of_light = record.flops / gemm_rate_ / record.seconds;
   return record;
 }
 
@@ -180,7 +150,7 @@ PassSums Trainer::accumulate(const StepPlan& plan, const std::vector<size_t>& co
 
 // The objectives whose gradients a step computes.
 std::vector<size_t> Trainer::computed_in(int64_t index) const {
-  if (takes_turns(config_)) return {turns_of(config_, 0).due(index) ? size_t{0} : size_t{1}};
+  if (lisa_) return {lisa_->active(index)};
   std::vector<size_t> computed = {0};
   if (objectives_.size() > 1 && !held_for(index)) computed.push_back(1);
   return computed;
@@ -191,30 +161,8 @@ std::vector<size_t> Trainer::computed_in(int64_t index) const {
 std::vector<double> Trainer::tokens_in(const StepPlan& plan, int64_t index) const {
   std::vector<double> tokens = scored_tokens(plan);
   if (const auto held = held_for(index)) tokens[1] = held->tokens;
-  if (takes_turns(config_)) tokens[1 - computed_in(index).front()] = 1;
+  if (lisa_) tokens[lisa_->resting(index)] = 1;
   return tokens;
-}
-
-// A phase begins where the weights become its anchor: those at the end of the other one's.
-bool Trainer::needs_anchor(int64_t index) const {
-  if (!takes_turns(config_) || !anchored_) return false;
-  return index % turns_of(config_, 0).period != 0 && computed_in(index) == computed_in(index - 1);
-}
-
-std::optional<HeldAlignment> Trainer::held_for(int64_t index) const {
-  return index % config_.objective.align_every == 0 ? std::nullopt : held_;
-}
-
-// A gradient of a step that was not finite is not used again: the next step computes its own.
-void Trainer::hold_alignment(int64_t index, const std::vector<double>& tokens, Totals& totals) {
-  if (objectives_.size() < 2 || takes_turns(config_)) return;
-  if (held_for(index)) {
-    totals.loss[1] = held_->loss;
-  } else if (totals.finite) {
-    held_ = {index, tokens[1], totals.loss[1]};
-  } else {
-    held_.reset();
-  }
 }
 
 PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
@@ -228,69 +176,17 @@ PackedBatch Trainer::pack_for(const std::vector<Draw>& draws, const std::vector<
   return upload(pack(chosen, objectives_, {dropout, config_.train.seed, index}), engine_.backend());
 }
 
-// The step's only exchange of scalars, and the only time that the host waits for a GPU: every
-// rank's values, summed in rank order, so that all ranks hold the same bits. Inner products are
-// summed over the ranks of one replica (replicas hold the same shards), losses over all ranks. The
-// notices travel along, so that a request to one rank is everybody's at the same step, and the
-// memory that each rank has held.
-Trainer::Totals Trainer::reduce(const PassSums& sums, const at::Tensor& block_grams,
-                                const Notice& own) {
-  const auto memory = static_cast<double>(engine_.backend().peak_bytes());
-  const at::Tensor host = engine_.backend().upload(
-      at::tensor({sums.flops, own.stop ? 1.0 : 0.0, own.writing ? 1.0 : 0.0, memory}, at::kDouble));
-  std::vector<at::Tensor> parts = {sums.loss, host, block_grams.sum(0).flatten()};
-  if (exchanges_block_grams(config_)) parts.push_back(block_grams.flatten());
-  const at::Tensor values = at::cat(parts);
-
-  engine_.clock().enter(Phase::wait);
-  const std::vector<double> all = mesh_.world().all_gather_scalars(values);
-  engine_.clock().enter(Phase::surgery);
-  const auto n = static_cast<size_t>(values.numel()), k = gram_.size, per_gram = k * k;
-  const size_t grams = k + 4;  // before them: losses, flops, the notice, the memory
-  std::vector<double> sum(n, 0.0);
-  for (int r = 0; r < mesh_.world().size(); ++r) {
-    for (size_t i = 0; i < n; ++i) {
-      if (i < grams || r < mesh_.shards()) sum[i] += all[static_cast<size_t>(r) * n + i];
-    }
-  }
-  Totals totals;
-  for (size_t i = k + 3; i < all.size(); i += n)
-    totals.memory_bytes = std::max(totals.memory_bytes, static_cast<int64_t>(all[i]));
-  totals.loss.assign(sum.begin(), sum.begin() + static_cast<std::ptrdiff_t>(k));
-  totals.flops = sum[k];
-  notice_ = {sum[k + 1] > 0, sum[k + 2] > 0};
-  totals.finite = std::all_of(sum.begin(), sum.end(), [](double v) { return std::isfinite(v); });
-  auto next_gram = [&, next = grams]() mutable {
-    Gram gram(k);
-    for (double& value : gram.values) value = sum[next++];
-    return gram;
-  };
-  gram_ = next_gram();
-  block_grams_.clear();
-  for (size_t left = n - grams - per_gram; left > 0; left -= per_gram)
-    block_grams_.push_back(next_gram());
-  return totals;
-}
-
 // The rule sees the whole model's inner products (arXiv:2508.07172) or each block's own. The norm
 // that clipping acts on is the whole's in both.
 void Trainer::combine_gradients(StepRecord& record, int64_t index) {
-  if (takes_turns(config_)) {
-    // No proximal term in the first tenth of the run, as in the authors' program.
-    const size_t active = computed_in(index).front();
-    std::vector<double> all(2, 0.0);
-    all[active] = 1;
-    if (static_cast<double>(index) > 0.1 * static_cast<double>(total_steps_))
-      all[1 - active] = config_.objective.lisa->rho;
-    coefficients_.assign(engine_.blocks().size(), all);
-    record.grad_norm = combined_norm(gram_, all);
-  } else if (config_.objective.surgery == Surgery::block) {
-    coefficients_ = combine_blocks(block_grams_, rule_);
-    record.grad_norm = combined_norm(block_grams_, coefficients_);
+  if (config_.objective.surgery == Surgery::block) {
+    coefficients_ = combine_blocks(scalars_.block_grams, rule_);
+    record.grad_norm = combined_norm(scalars_.block_grams, coefficients_);
   } else {
-    const std::vector<double> all = combine(gram_, rule_);
+    const std::vector<double> all =
+        lisa_ ? lisa_->coefficients(index) : combine(scalars_.gram, rule_);
     coefficients_.assign(engine_.blocks().size(), all);
-    record.grad_norm = combined_norm(gram_, all);
+    record.grad_norm = combined_norm(scalars_.gram, all);
   }
   record.clip = clip_factor(record.grad_norm, config_.optimizer.clip_norm);
 }
@@ -330,7 +226,8 @@ std::vector<double> Trainer::scored_tokens(const StepPlan& plan) const {
   return tokens;
 }
 
-void Trainer::describe(StepRecord& record, const StepPlan& plan, int64_t index) const {
+void Trainer::describe(StepRecord& record, const StepPlan& plan, const std::vector<double>& tokens,
+                       int64_t index) const {
   record.step = index + 1;
   int64_t task_draws = 0;
   for (const auto& micro_batch : plan.assignment) {
@@ -346,67 +243,15 @@ void Trainer::describe(StepRecord& record, const StepPlan& plan, int64_t index) 
       turns_of(config_, 0).before(index) * config_.batch.task_sequences + task_draws);
   record.epoch = drawn / static_cast<double>(data_.task->size());
   record.lr = config_.optimizer.lr * schedule_factor(config_.schedule, index, total_steps_);
-  if (takes_turns(config_)) return describe_lisa(record, index);
-  record.uu = gram_.at(0, 0);
-  auto mean = [&](size_t k) {
-    double sum = 0;
-    for (size_t b : trained_blocks_) sum += coefficients_[b][k];
-    return sum / static_cast<double>(trained_blocks_.size());
-  };
-  const bool global = config_.objective.surgery == Surgery::global;
-  if (!record.skipped) record.c_task = global ? coefficients_[0][0] : mean(0);
-  if (gram_.size < 2) return;
-  record.ua = gram_.at(0, 1);
-  record.aa = gram_.at(1, 1);
-  record.cosine = cosine(gram_);
-  record.conflict = gram_.at(0, 1) < 0;
-  if (!record.skipped) record.c_align = global ? coefficients_[0][1] : mean(1);
-  describe_blocks(record);
-}
-
-// One gradient a step: what the other would be is not measured.
-void Trainer::describe_lisa(StepRecord& record, int64_t index) const {
-  const size_t active = computed_in(index).front(), other = 1 - active;
-  const double square = gram_.at(active, active);
-  if (active == 0) {
-    record.uu = square;
-    record.loss_align.reset();
+  record.loss_task = scalars_.loss[0] / tokens[0];
+  if (objectives_.size() > 1) record.loss_align = scalars_.loss[1] / tokens[1];
+  record.flops = scalars_.flops;
+  if (scalars_.memory_bytes > 0) record.memory_bytes = scalars_.memory_bytes;
+  if (lisa_) {
+    lisa_->describe(record, scalars_.gram, index);
   } else {
-    record.uu = record.loss_task = std::nan("");
-    record.aa = square;
-  }
-  record.drift = std::sqrt(gram_.at(other, other));
-  if (record.skipped) return;
-  record.c_task = active == 0 ? 1 : 0;
-  record.c_align = active == 1 ? 1 : 0;
-  record.c_drift = coefficients_.front()[other];
-}
-
-// With layer-wise surgery c_task and c_align are means over the blocks that train.
-void Trainer::describe_blocks(StepRecord& record) const {
-  const bool layer_wise = config_.objective.surgery == Surgery::block;
-  if (layer_wise && !record.skipped) {
-    BlockCoefficients& range = record.block_coefficients.emplace();
-    for (size_t b : trained_blocks_) {
-      range.conflicts += block_grams_[b].at(0, 1) < 0;
-      for (size_t k = 0; k < 2; ++k) {
-        std::array<double, 2>& bounds = k == 0 ? range.task : range.align;
-        const double c = coefficients_[b][k];
-        const bool first = b == trained_blocks_.front();
-        bounds = {first ? c : std::min(bounds[0], c), first ? c : std::max(bounds[1], c)};
-      }
-    }
-  }
-  if (!config_.objective.gram_per_block) return;
-  for (size_t b = 0; b < block_grams_.size(); ++b) {
-    const Gram& g = block_grams_[b];
-    record.blocks[engine_.blocks()[b]] = {
-        {"uu", g.at(0, 0)}, {"ua", g.at(0, 1)}, {"aa", g.at(1, 1)}};
-  }
-  if (!record.block_coefficients) return;
-  for (size_t b : trained_blocks_) {
-    record.blocks[engine_.blocks()[b]]["c_task"] = coefficients_[b][0];
-    record.blocks[engine_.blocks()[b]]["c_align"] = coefficients_[b][1];
+    describe_surgery(record, config_.objective, scalars_.gram, scalars_.block_grams, coefficients_,
+                     blocks_);
   }
 }
 

@@ -1,6 +1,6 @@
 // trainer.h: the training step, and what it needs from one step to the next.
 #pragma once
-#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,41 +12,17 @@
 #include "core/pack.h"
 #include "core/planner.h"
 #include "core/surgery.h"
-#include "core/token_file.h"
 #include "dist/engine.h"
+#include "dist/held_gradient.h"
+#include "dist/lisa.h"
 #include "dist/mesh.h"
 #include "dist/probe.h"
 #include "dist/reference_cache.h"
+#include "dist/run_data.h"
+#include "dist/step_scalars.h"
+#include "dist/surgery_record.h"
 
 namespace safegrad::dist {
-
-/// The data of a run, opened and checked.
-struct RunData {
-  std::shared_ptr<const TokenFile> task, align;          ///< align: null with one objective
-  std::vector<std::shared_ptr<const TokenFile>> probes;  ///< in the order of config.probe
-  /// [rows, D] in place of the start model's hidden states, which are then not computed: a plan's
-  /// run has no other ranks to compute theirs. Empty in a job.
-  std::function<at::Tensor(int64_t rows)> stand_in;
-};
-
-/// Opens every token file of the config and checks it against the model. Collective only through
-/// the caller's agree(). Throws NamedFileError.
-RunData open_data(const RunConfig& config, const CausalLM& model,
-                  const std::string& tokenizer_sha256, std::vector<std::string>& warnings);
-
-/// What ranks tell each other along with a step's scalars; what one says holds for all.
-struct Notice {
-  bool stop = false;     ///< somebody asked this rank to stop
-  bool writing = false;  ///< it is still writing a checkpoint
-};
-
-/// The alignment gradient that steps use again until it is renewed (objective.align_every): which
-/// step computed it, and its loss, both as sums over `tokens` scored tokens. The gradient itself is
-/// in the units' shards.
-struct HeldAlignment {
-  int64_t step = 0;
-  double tokens = 0, loss = 0;
-};
 
 /// Trains `model` as `config` says. All ranks construct it and call the same functions. Memory:
 /// shards of master weights, moments and one gradient per objective, plus the engine's buffers.
@@ -65,7 +41,7 @@ class Trainer {
   /// everything on every rank; where it is not finite, a second one says what broke.
   StepRecord step(int64_t index, const Notice& own = {});
   /// The notices of all ranks, joined, as they stood in the last step.
-  const Notice& notice() const { return notice_; }
+  const Notice& notice() const { return scalars_.notice; }
   /// Runs the probes due after `finished` steps (all of them at the end); name -> measures.
   /// Collective.
   std::map<std::string, std::map<std::string, double>> run_probes(int64_t finished);
@@ -85,33 +61,29 @@ class Trainer {
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }
   /// What step `index` takes over of the last alignment gradient; empty where it computes its own.
-  std::optional<HeldAlignment> held_for(int64_t index) const;
+  std::optional<HeldAlignment> held_for(int64_t index) const { return held_.for_step(index); }
   /// The alignment gradient is in the units' shards.
-  void hold(const HeldAlignment& held) { held_ = held; }
+  void hold(const HeldAlignment& held) { held_.hold(held); }
   /// Step `index` uses the units' anchors (rule lisa), which an earlier step has set.
-  bool needs_anchor(int64_t index) const;
-  /// The anchor is in the units' shards.
-  void hold_anchor() { anchored_ = true; }
-  double gemm_rate() const { return gemm_rate_; }  ///< FLOP/s of all ranks together
-  const Gram& last_gram() const { return gram_; }  ///< of mean gradients
+  bool needs_anchor(int64_t index) const { return lisa_ && lisa_->needs_anchor(index); }
+  /// The anchor of rule lisa is in the units' shards.
+  void hold_anchor() { lisa_->hold_anchor(); }
+  double gemm_rate() const { return gemm_rate_; }          ///< FLOP/s of all ranks together
+  const Gram& last_gram() const { return scalars_.gram; }  ///< of mean gradients
   /// By block of engine().blocks(), before clipping; with global surgery all are the same.
   const std::vector<std::vector<double>>& last_coefficients() const { return coefficients_; }
 
  private:
-  struct Totals;
-  Totals reduce(const PassSums& sums, const at::Tensor& block_grams, const Notice& own);
   std::vector<size_t> computed_in(int64_t index) const;
   std::vector<double> tokens_in(const StepPlan& plan, int64_t index) const;
   PassSums accumulate(const StepPlan& plan, const std::vector<size_t>& computed, int64_t index);
-  void hold_alignment(int64_t index, const std::vector<double>& tokens, Totals& totals);
   PackedBatch pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
                        int64_t index) const;
   void update(int64_t index, double clip, const std::vector<double>& tokens);
   std::vector<double> scored_tokens(const StepPlan& plan) const;
   void combine_gradients(StepRecord& record, int64_t index);
-  void describe_lisa(StepRecord& record, int64_t index) const;
-  void describe(StepRecord& record, const StepPlan& plan, int64_t index) const;
-  void describe_blocks(StepRecord& record) const;
+  void describe(StepRecord& record, const StepPlan& plan, const std::vector<double>& tokens,
+                int64_t index) const;
 
   const RunConfig config_;
   Mesh& mesh_;
@@ -122,18 +94,16 @@ class Trainer {
   std::vector<Probe> probes_;
   std::vector<std::vector<size_t>>
       passes_;  // objectives of each pass: {{0, 1}} in one, {{0}, {1}} in two
-  std::optional<HeldAlignment> held_;
-  bool anchored_ = false;  // lisa: the units' anchors are of the phase's start
   int64_t total_steps_;
   Planner planner_;
   RuleOptions rule_;
+  HeldGradient held_;
+  std::optional<Lisa> lisa_;
   double gemm_rate_ = 0;  // all ranks together
   int64_t updates_ = 0;
   uint64_t start_fingerprint_ = 0;
-  Notice notice_;
-  Gram gram_;
-  std::vector<Gram> block_grams_;       // where exchanges_block_grams()
-  std::vector<size_t> trained_blocks_;  // of engine_.blocks()
+  Blocks blocks_;
+  StepScalars scalars_;  // of the last step, Gram matrices of mean gradients
   std::vector<std::vector<double>> coefficients_;
 };
 

@@ -1,0 +1,37 @@
+// held_gradient.h: which steps use the alignment gradient of an earlier one
+// (objective.align_every).
+#pragma once
+#include <cstdint>
+#include <optional>
+
+namespace safegrad::dist {
+
+/// The alignment gradient that steps use again until it is renewed: which step computed it, and its
+/// loss, both as sums over `tokens` scored tokens. The gradient itself is in the units' shards.
+struct HeldAlignment {
+  int64_t step = 0;
+  double tokens = 0, loss = 0;
+};
+
+/// Steps 0, k, 2k, … compute the alignment gradient; those between use the last one again. After a
+/// step that was not finite there is none to use: the next step computes its own. Values are those
+/// that all ranks share, so all ranks decide the same.
+class HeldGradient {
+ public:
+  explicit HeldGradient(int64_t every) : every_(every) {}
+
+  /// What step `index` takes over; empty where it computes its own.
+  std::optional<HeldAlignment> for_step(int64_t index) const;
+  /// From a checkpoint.
+  void hold(const HeldAlignment& held) { held_ = held; }
+  /// After the exchange of step `index`: its alignment gradient, summed over `tokens`, is held if
+  /// it is finite. `loss`, summed as well, is read where the step computed it, and set to the held
+  /// one where it did not.
+  void follow(int64_t index, double tokens, bool finite, double& loss);
+
+ private:
+  int64_t every_;
+  std::optional<HeldAlignment> held_;
+};
+
+}  // namespace safegrad::dist
