@@ -642,7 +642,7 @@ TEST(CheckpointFolder, OnlyWhatWasBegunIsRemoved) {
 }
 
 TEST(CheckpointManifest, ReadsBackWhatWasWritten) {
-  dist::Manifest m{12, 11, 8, 4, {{"train.seed", "1"}}, {{"data", "ab"}}, {{"safegrad", "0"}}};
+  dist::Manifest m{12, 11, 8, 4, {{"train.seed", "1"}}, {{"data", "ab"}}, {{"safegrad", "0"}}, {}};
   const dist::Manifest read = dist::parse_manifest(dist::to_json(m), "here");
   m.align = {8, 345, -0x1.23456789abcdep-3};
   const dist::Manifest with_align = dist::parse_manifest(dist::to_json(m), "here");
@@ -656,7 +656,7 @@ TEST(CheckpointManifest, ReadsBackWhatWasWritten) {
 }
 
 TEST(CheckpointManifest, WhatCannotBeIsRefused) {
-  const std::string good = dist::to_json({12, 11, 8, 4, {}, {}, {}});
+  const std::string good = dist::to_json({12, 11, 8, 4, {}, {}, {}, {}});
   for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{
            {"checkpoint/1", "checkpoint/2"},
            {"\"updates\": 11", "\"updates\": 13"},
