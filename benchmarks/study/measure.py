@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def measures_of_run(run: Path) -> dict:
     return {
         "heldout": steps[-1]["probe"]["heldout"],
         "conflict": conflict,
+        **({"blocks": of_blocks(steps)} if "blocks" in steps[-1] else {}),
         "cost": {"seconds": sum(step["seconds"] for step in steps),
                  "flops": sum(step["flops"] for step in steps),
                  "task_tokens": sum(step["task_tokens"] for step in steps),
@@ -48,6 +50,22 @@ def measures_of_run(run: Path) -> dict:
         "steps": {key: values for key, values in series.items() if set(values) != {None}},
         "versions": versions.lstrip("# "),
     }
+
+
+def of_blocks(steps: list[dict]) -> dict[str, dict[str, float]]:
+    """Share of the steps in which a block's own gradients conflict, and their mean cosine; blocks
+    and steps without an alignment gradient are left out.
+    """
+    found = {}
+    for block in steps[-1]["blocks"]:
+        grams = [step["blocks"][block] for step in steps]
+        grams = [gram for gram in grams if gram["uu"] > 0 and gram["aa"] > 0]
+        if grams:
+            found[block] = {
+                "conflict": statistics.fmean(gram["ua"] < 0 for gram in grams),
+                "mean_cosine": statistics.fmean(
+                    gram["ua"] / math.sqrt(gram["uu"] * gram["aa"]) for gram in grams)}
+    return found
 
 
 def rounded(value: float | None) -> float | None:

@@ -149,6 +149,18 @@ def test_measures_of_a_run(tmp_path):
     assert found["steps"]["cosine"] == [-0.5, 0.1]
 
 
+def test_measures_of_blocks(tmp_path):
+    fake_run(tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    none = {"uu": 1.0, "ua": 0.0, "aa": 0.0}
+    steps[0]["blocks"] = {"block 0": {"uu": 4.0, "ua": -1.0, "aa": 1.0}, "head": none}
+    steps[1]["blocks"] = {"block 0": {"uu": 1.0, "ua": 1.0, "aa": 4.0}, "head": none}
+    path.write_text("\n".join(map(json.dumps, steps)) + "\n")
+    assert measures_of_run(tmp_path / "run")["blocks"] == {
+        "block 0": {"conflict": 0.5, "mean_cosine": 0.0}}
+
+
 class Recorder(Study):
     """A study whose programs are replaced by what they would leave behind."""
 
