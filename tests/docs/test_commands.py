@@ -74,6 +74,9 @@ NOT_RUN = {
     "mpirun -n 2 build/safegrad audit": "needs data of the quickstart; test_audit.py runs it",
     ".venv/bin/python tools/audit.py": "needs an audit of it; tests/tools/test_audit.py runs it",
     "benchmarks/audit": "hours",
+    "benchmarks/cost": "half an hour, and needs 5 GB of packages",
+    ".venv/bin/python benchmarks/study/study.py": "five hours; tests/tools/test_study.py",
+    ".venv/bin/python benchmarks/study/summary.py": "writes here; tests/tools/test_study.py",
     "cmake --preset": "compiles everything with clang",
     "SAFEGRAD_PROGRAM=$PWD/build-asan": "needs a build with clang's sanitizers",
     "ctest -R planted": "needs a build with clang's sanitizers",
@@ -135,9 +138,10 @@ def check_names(text: str) -> int:
     words, checked, manual = text.split(), 0, None
     presets = json.loads((ROOT / "CMakePresets.json").read_text())
     for i, word in enumerate(words):
-        if re.match(r"(launch|tools|tests|configs|build)/|benchmarks/\w+\.py", word):
+        if re.match(r"(launch|tools|tests|configs|build|benchmarks)/(?!results/)", word):
             assert word.startswith("build/") or (ROOT / word).exists(), word
-            manual = help_of(word, words[i + 1:]) if not word.endswith(".txt") else manual
+            if Path(word).suffix in ("", ".py"):
+                manual = help_of(word, words[i + 1:])
             checked += 1
         elif word.startswith("--") and manual:
             option = word.split("=")[0]
@@ -159,7 +163,7 @@ def test_what_a_command_names_is_there(command):
     checked = check_names(command.text)
 
     others = ("python convert_", "tensorboard", "wandb", "scancel", "pip install .", "pip wheel",
-              "python -m safegrad")
+              "python -m safegrad", "SAFEGRAD_PROGRAM=$PWD/build-asan", "ctest -R planted")
     assert checked or command.text.startswith(others), "nothing of this command is checked"
 
 
