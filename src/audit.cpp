@@ -9,12 +9,14 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <unistd.h>
 
 #include "core/files.h"
 #include "core/json.h"
 #include "core/metrics.h"
+#include "core/terminal.h"
+#include "core/words.h"
 #include "job.h"
+#include "output_folder.h"
 
 namespace safegrad {
 namespace {
@@ -65,31 +67,42 @@ void print_worst(const dist::Audit& audit, const TokenFile& task, const std::vec
   }
 }
 
-void print_summary(const dist::Audit& audit, const TokenFile& task, double seconds,
+void print_summary(const dist::Audit& audit, const TokenFile& task, int64_t steps, double seconds,
                    const std::string& path) {
-  int64_t below = 0, broken = 0, tokens = 0;
+  int64_t below = 0, broken = 0;
   for (const dist::AuditedSample& sample : audit.samples) {
     below += sample.score < 0;
     broken += !std::isfinite(sample.score);
   }
-  tokens = task.total_tokens();
   fmt::print(
-      "{} samples, {} tokens in {} ({:.0f} tok/s) · alignment loss {:.3f}, |a| {:.3g} · {} "
-      "below zero{} · all in {}\n",
-      audit.samples.size(), tokens, format_duration(seconds), static_cast<double>(tokens) / seconds,
-      audit.align_loss, audit.align_norm, below,
-      broken > 0 ? fmt::format(" · {} NOT FINITE", broken) : "", path);
+      "{}, {} tokens, after {} in {} · alignment loss {:.3f}, |a| {:.3g} · {} below zero{} · all "
+      "in "
+      "{}\n",
+      counted(static_cast<int64_t>(audit.samples.size()), "sample"), task.total_tokens(),
+      counted(steps, "plain step"), format_duration(seconds), audit.align_loss, audit.align_norm,
+      below, broken > 0 ? fmt::format(" · {} NOT FINITE", broken) : "", path);
 }
 
 // On a terminal: one line, redrawn; `what` counts.
 void show_progress(bool talks, const char* what, int64_t done, int64_t all) {
-  if (!talks || !isatty(STDOUT_FILENO)) return;
+  if (!talks || !is_terminal(stdout)) return;
   fmt::print("\r\033[K{} {}/{}", what, done + 1, all);
   std::fflush(stdout);
 }
 
 void end_progress(bool talks) {
-  if (talks && isatty(STDOUT_FILENO)) fmt::print("\r\033[K");
+  if (talks && is_terminal(stdout)) fmt::print("\r\033[K");
+}
+
+// A skipped step would leave the samples scored at another point than the one that was asked for.
+void take_step(dist::Trainer& trainer, dist::Mesh& mesh, int64_t step) {
+  const StepRecord record = trainer.step(step);
+  dist::agree(mesh.world(), [&] {
+    SAFEGRAD_CHECK(!record.skipped, RunError,
+                   "audit: plain step {} is not finite: {}; take fewer --steps, or a lower "
+                   "optimizer.lr",
+                   step + 1, to_text(*record.not_finite));
+  });
 }
 
 }  // namespace
@@ -99,12 +112,19 @@ int audit(const CommandLine& line, dist::Launcher& launcher) {
   print_warnings(job.warnings, line, launcher.control());
   const bool speaks = launcher.control().rank() == 0;
   dist::Mesh mesh(job.device->connect(), job.config.parallel.shards);
+  OutputFolder output(job.config.output);  // rank 0's, until the audit ends
+  dist::agree(launcher.control(), [&] {
+    if (!speaks) return;
+    output.claim(job.warnings);
+    output.make(job.warnings);
+  });
   dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
   const auto start = std::chrono::steady_clock::now();
   const bool talks = speaks && !line.quiet;
-  for (int64_t step = 0; step < std::min(line.steps, trainer.total_steps()); ++step) {
-    show_progress(talks, "plain fine-tuning, step", step, line.steps);
-    trainer.step(step);
+  const int64_t steps = std::min(line.steps, trainer.total_steps());
+  for (int64_t step = 0; step < steps; ++step) {
+    show_progress(talks, "plain fine-tuning, step", step, steps);
+    take_step(trainer, mesh, step);
   }
   const dist::Audit found =
       dist::audit(trainer.engine(), mesh, trainer.objective(0), trainer.objective(1), 1,
@@ -117,11 +137,10 @@ int audit(const CommandLine& line, dist::Launcher& launcher) {
     if (!speaks) return;
     const std::vector<int64_t> order = rank_samples(found);
     const std::string path = job.config.output + "/audit.jsonl";
-    make_folders(job.config.output);
     write_file_atomically(path, to_json_lines(found, *job.data.task, order));
     if (line.quiet) return;
     print_worst(found, *job.data.task, order, line.top);
-    print_summary(found, *job.data.task, seconds.count(), path);
+    print_summary(found, *job.data.task, steps, seconds.count(), path);
   });
   return 0;
 }

@@ -60,13 +60,8 @@ def read_audit(path: Path, tokens: Tokens) -> list[dict]:
 
 def area_under_curve(bad: np.ndarray, good: np.ndarray) -> float:
     """The chance that a bad sample's score is below a good one's; a tie counts half."""
-    order = np.concatenate([bad, good]).argsort(kind="stable")
-    values = np.concatenate([bad, good])[order]
-    ranks = np.empty(len(values))
-    ranks[order] = np.arange(1, len(values) + 1)
-    for value in np.unique(values):
-        same = order[values == value]
-        ranks[same] = ranks[same].mean()
+    _, place, ties = np.unique(np.concatenate([bad, good]), return_inverse=True, return_counts=True)
+    ranks = (ties.cumsum() - (ties - 1) / 2)[place]
     worse = ranks[: len(bad)].sum() - len(bad) * (len(bad) + 1) / 2
     return float(1 - worse / (len(bad) * len(good)))
 

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "core/metrics.h"
+#include "core/terminal.h"
 
 namespace safegrad {
 namespace {
@@ -76,14 +77,6 @@ bool relayed_to_terminal() {
   return relay.starts_with("/dev/pts/") || relay.starts_with("/dev/tty");
 }
 
-/// Not where TERM=dumb asks for plain lines: launch scripts do where a file is written.
-bool is_terminal(std::FILE* stream) {
-  const char* term = std::getenv("TERM");
-  if (isatty(fileno(stream)) != 1 || (term && std::string_view(term) == "dumb")) return false;
-  const bool mpirun = fileno(stream) == STDOUT_FILENO && std::getenv("OMPI_COMM_WORLD_RANK");
-  return !mpirun || relayed_to_terminal();
-}
-
 std::string bar(double share, int width) {
   const int halves = static_cast<int>(std::clamp(share, 0.0, 1.0) * 2 * width);
   std::string text;
@@ -138,6 +131,13 @@ int terminal_width(std::FILE* stream) {
 }
 
 }  // namespace
+
+bool is_terminal(std::FILE* stream) {
+  const char* term = std::getenv("TERM");
+  if (isatty(fileno(stream)) != 1 || (term && std::string_view(term) == "dumb")) return false;
+  const bool mpirun = fileno(stream) == STDOUT_FILENO && std::getenv("OMPI_COMM_WORLD_RANK");
+  return !mpirun || relayed_to_terminal();
+}
 
 std::string format_duration(double seconds) {
   if (!std::isfinite(seconds) || seconds > 1e15) return "?";

@@ -29,6 +29,7 @@ class Passes {
       : align(plan_all(align, mesh.world().size(), max_tokens)),
         task(plan_all(task, mesh.world().size(), max_tokens)),
         engine_(engine),
+        mesh_(mesh),
         rank_(static_cast<size_t>(mesh.world().rank())),
         progress_(progress) {}
 
@@ -44,11 +45,14 @@ class Passes {
       std::vector<Draw> draws = micro_batch[rank_];
       for (Draw& draw : draws) draw.objective = objectives.size() - 1;
       body(upload(pack(draws, objectives, {}), engine_.backend()), draws);
+      // Replicas share no collective here: what they are apart would add up to a watchdog's alarm.
+      mesh_.world().barrier();
     }
   }
 
  private:
   Engine& engine_;
+  Mesh& mesh_;
   size_t rank_;
   const AuditProgress& progress_;
   int64_t done_ = 0;
@@ -77,11 +81,14 @@ void sum_alignment(Engine& engine, Mesh& mesh, const ObjectiveData& align, size_
   const auto scored = static_cast<double>(align.file->total_scored());
   result.align_loss = loss / scored;
   result.align_norm = std::sqrt(sum) / scored;
-  SAFEGRAD_CHECK(std::isfinite(result.align_norm) && result.align_norm > 0, RunError,
-                 "audit: the gradient of the alignment set {} has norm {} at loss {}; it must be "
-                 "finite and above 0. A KL has none at the start model: take more --steps; a loss "
-                 "that is not finite: fewer, or a lower optimizer.lr",
-                 align.file->path(), result.align_norm, result.align_loss);
+  agree(mesh.world(), [&] {
+    SAFEGRAD_CHECK(
+        std::isfinite(result.align_norm) && result.align_norm > 0, RunError,
+        "audit: the gradient of the alignment set {} has norm {} at loss {}; it must be "
+        "finite and above 0. A KL has none at the start model: take more --steps; a loss "
+        "that is not finite: fewer, or a lower optimizer.lr",
+        align.file->path(), result.align_norm, result.align_loss);
+  });
 }
 
 // Each sample's sums over its tokens and over its scored rows, as means: score, loss, score, loss …

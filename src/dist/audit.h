@@ -29,7 +29,7 @@ using AuditProgress = std::function<void(int64_t done, int64_t all)>;
 /// of the engine's objective `k` over the whole of `align`. One forward and backward over `align`,
 /// then one over `task` in which each token's part of u·a is summed in place of gradients
 /// (Engine::score_tokens); no gradient of a sample ever exists. Objective 0 of the engine is the
-/// cross-entropy. Collective. Throws RunError on every rank where a is zero or not finite.
+/// cross-entropy. Collective. Ends the job where a is zero or not finite.
 Audit audit(Engine& engine, Mesh& mesh, const ObjectiveData& task, const ObjectiveData& align,
             size_t k, int64_t max_tokens, const AuditProgress& progress);
 

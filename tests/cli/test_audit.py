@@ -38,9 +38,9 @@ def test_it_prints_the_worst_and_writes_all(job):
     printed = re.findall(r"^ +(\d+) +(\d+) +\S+ +\S+ +\d+", ended.stdout, re.MULTILINE)
     assert printed == [(str(r + 1), str(lines[r]["index"])) for r in range(3)]
     below = sum(line["score"] < 0 for line in lines)
-    assert f"12 samples, {sum(line['tokens'] for line in lines)} tokens in" in ended.stdout
+    assert f"12 samples, {sum(line['tokens'] for line in lines)} tokens, after" in ended.stdout
     assert f"{below} below zero" in ended.stdout and "out/audit.jsonl" in ended.stdout
-    assert sorted(path.name for path in (job / "out").iterdir()) == ["audit.jsonl", "reference"]
+    assert sorted(path.name for path in (job / "out").iterdir()) == ["audit.jsonl", "lock", "reference"]
 
 
 def test_ranks_agree(job):
