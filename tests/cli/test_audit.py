@@ -40,7 +40,8 @@ def test_it_prints_the_worst_and_writes_all(job):
     below = sum(line["score"] < 0 for line in lines)
     assert f"12 samples, {sum(line['tokens'] for line in lines)} tokens, after" in ended.stdout
     assert f"{below} below zero" in ended.stdout and "out/audit.jsonl" in ended.stdout
-    assert sorted(path.name for path in (job / "out").iterdir()) == ["audit.jsonl", "lock", "reference"]
+    left = sorted(path.name for path in (job / "out").iterdir())
+    assert left == ["audit.jsonl", "lock", "reference"]
 
 
 def test_ranks_agree(job):
