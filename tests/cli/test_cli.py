@@ -295,7 +295,8 @@ def test_help_names_the_commands_and_the_exit_codes():
 
 
 KEYS = {"step", "epoch", "loss_task", "loss_align", "uu", "ua", "aa", "cosine", "conflict",
-        "c_task", "c_align", "grad_norm", "clip", "lr", "task_tokens", "align_tokens", "skipped"}
+        "c_task", "c_align", "grad_norm", "clip", "lr", "task_tokens", "align_tokens", "flops",
+        "skipped"}
 MEASURED = {"seconds", "tokens_per_s", "speed_of_light", "memory_bytes", "phase_seconds"}
 
 

@@ -157,10 +157,12 @@ def test_the_packages_tools_run_and_write_nothing_into_it(package, tmp_path):
     for name in sorted(programs - {"config_page"}):
         helped = run(*tool, name, "--help", folder=tmp_path, PYTHONPATH=str(package))
         assert helped.returncode == 0 and f"usage: {name}.py" in helped.stdout, helped.stderr
-    spec = importlib.util.spec_from_file_location("tool_tests", ROOT / "tests/tools/conftest.py")
-    tool_tests = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool_tests)
-    tool_tests.make_folder(tmp_path / "model", tool_tests.QWEN_TEMPLATE)
+    spec = importlib.util.spec_from_file_location(
+        "tiny_tokenizer", ROOT / "tests/tools/tiny_tokenizer.py"
+    )
+    tiny_tokenizer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny_tokenizer)
+    tiny_tokenizer.make_folder(tmp_path / "model", tiny_tokenizer.QWEN_TEMPLATE)
     (tmp_path / "user.jsonl").write_text('{"prompt": "hi", "response": "hi hi"}\n' * 3)
     made = run(
         *tool,
