@@ -7,19 +7,10 @@
 #include <ATen/ATen.h>
 
 #include "core/error.h"
+#include "dist/run_shape.h"
 
 namespace safegrad::dist {
 namespace {
-
-StepPlan plan_all(const ObjectiveData& data, int64_t ranks, int64_t max_tokens) {
-  Stream stream;
-  for (int64_t i = 0; i < data.file->size(); ++i) {
-    stream.lengths.push_back(data.file->length(i));
-    stream.scored.push_back(scored_rows(data, i));
-  }
-  stream.per_step = data.file->size();
-  return Planner({stream}, ranks, max_tokens, 0, 0, 0.0).plan(0);
-}
 
 // The micro-batches of this rank over both sets, which all ranks go through together.
 class Passes {

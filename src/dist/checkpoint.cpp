@@ -114,7 +114,7 @@ void CheckpointWriter::start(int64_t step, bool keep_one_more) {
   manifest_.updates = trainer_.updates();
   manifest_.align.reset();
   if (const auto held = trainer_.held_for(step))
-    manifest_.align = {held->step, static_cast<int64_t>(held->tokens), held->loss};
+    manifest_.align = {static_cast<int64_t>(held->tokens), held->loss};
   own_ = {};
   // One rank alone may be out of memory or threads.
   agree(mesh_.world(), [&] {
@@ -344,9 +344,7 @@ void restore_checkpoint(Trainer& trainer, Mesh& mesh, const std::string& folder,
       unit.follow_master();
     }
     trainer.set_updates(manifest.updates);
-    if (holds)
-      trainer.hold({manifest.align->step, static_cast<double>(manifest.align->tokens),
-                    manifest.align->loss});
+    if (holds) trainer.hold({static_cast<double>(manifest.align->tokens), manifest.align->loss});
   });
   mesh.shard_group().finish_shard_writes();
 }

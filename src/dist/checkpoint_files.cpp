@@ -122,8 +122,7 @@ std::string to_json(const Manifest& m) {
   json["format"] = kFormat;
   json["step"] = m.step;
   json["updates"] = m.updates;
-  if (m.align)
-    json["align"] = {{"step", m.align->step}, {"tokens", m.align->tokens}, {"loss", m.align->loss}};
+  if (m.align) json["align"] = {{"tokens", m.align->tokens}, {"loss", m.align->loss}};
   json["ranks"] = m.ranks;
   json["shards"] = m.shards;
   json["inputs"] = m.inputs;
@@ -147,8 +146,7 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
     const JsonObject held(*align, where + ": align");
     const nlohmann::json* loss = held.find("loss");
     if (!loss || !loss->is_number()) held.refuse("loss", "a number");
-    m.align = {held.integer("step", 0, m.step), held.integer("tokens", 1, kMost),
-               loss->get<double>()};
+    m.align = {held.integer("tokens", 1, kMost), loss->get<double>()};
   }
   m.ranks = json.integer("ranks", 1, kMaxRanks);
   m.shards = json.integer("shards", 1, m.ranks);

@@ -25,10 +25,10 @@ struct Manifest {
   std::map<std::string, std::string> config;  ///< config_values() of the resolved config
   std::map<std::string, std::string> inputs;  ///< fingerprints of model and data, by what they are
   std::map<std::string, std::string> versions;
-  /// Of the alignment gradient in the shards, where the next step uses it again: the step that
-  /// computed it, its scored tokens, and its loss as a sum over them.
+  /// Of the alignment gradient in the shards, where the next step uses it again: its scored
+  /// tokens, and its loss as a sum over them.
   struct Align {
-    int64_t step = 0, tokens = 0;
+    int64_t tokens = 0;
     double loss = 0;
   };
   std::optional<Align> align;

@@ -227,9 +227,7 @@ void Engine::forward_backward(const PackedBatch& batch, const std::vector<size_t
   if (model_.adapter_unit() >= 0)
     units_[static_cast<size_t>(model_.adapter_unit())].lend_gradients(active_, first_);
   sums.flops += model_.flops(batch).total();
-  Kept kept;
-  kept.inputs.resize(static_cast<size_t>(model_.blocks()));
-  kept.activations.resize(static_cast<size_t>(model_.blocks()));
+  Kept kept(model_.blocks());
   at::Tensor x = run_blocks(batch, gathers, lowest, &kept);
   at::Tensor dx = head_forward_backward(batch, x, gathers, sums);
   x.reset();

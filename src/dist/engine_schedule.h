@@ -39,6 +39,9 @@ class Engine::GatherQueue {
 
 /// Per block: what its backward needs, or only its input where it is recomputed.
 struct Engine::Kept {
+  explicit Kept(int64_t blocks)
+      : inputs(static_cast<size_t>(blocks)), activations(static_cast<size_t>(blocks)) {}
+
   std::vector<at::Tensor> inputs;
   std::vector<std::unique_ptr<Activations>> activations;
 };

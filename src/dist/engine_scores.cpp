@@ -97,9 +97,7 @@ TokenScores Engine::score_tokens(PackedBatch batch) {
 
   batch.token_scores =
       at::zeros({batch.size()}, at::TensorOptions().dtype(at::kDouble).device(backend().device()));
-  Kept kept;
-  kept.inputs.resize(static_cast<size_t>(model_.blocks()));
-  kept.activations.resize(static_cast<size_t>(model_.blocks()));
+  Kept kept(model_.blocks());
   at::Tensor x = run_blocks(batch, gathers, lowest, &kept);
   TokenScores result;
   at::Tensor dx = score_head(batch, x, gathers, result.log_p);

@@ -10,7 +10,7 @@ void HeldGradient::follow(int64_t index, double tokens, bool finite, double& los
   if (for_step(index)) {
     loss = held_->loss;
   } else if (finite) {
-    held_ = {index, tokens, loss};
+    held_ = {tokens, loss};
   } else {
     held_.reset();
   }

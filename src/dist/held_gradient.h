@@ -6,10 +6,9 @@
 
 namespace safegrad::dist {
 
-/// The alignment gradient that steps use again until it is renewed: which step computed it, and its
-/// loss, both as sums over `tokens` scored tokens. The gradient itself is in the units' shards.
+/// The alignment gradient that steps use again until it is renewed, and its loss, both sums over
+/// `tokens` scored tokens. The gradient itself is in the units' shards.
 struct HeldAlignment {
-  int64_t step = 0;
   double tokens = 0, loss = 0;
 };
 

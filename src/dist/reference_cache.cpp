@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/random.h"
+#include "dist/run_shape.h"
 
 namespace safegrad::dist {
 namespace {
@@ -15,24 +16,15 @@ std::span<const std::byte> bytes_of(const at::Tensor& t) {
   return {static_cast<const std::byte*>(t.const_data_ptr()), static_cast<size_t>(t.nbytes())};
 }
 
-StepPlan plan_all(const ObjectiveData& data, int64_t ranks, int64_t max_tokens) {
-  Stream stream;
-  for (int64_t i = 0; i < data.file->size(); ++i) {
-    stream.lengths.push_back(data.file->length(i));
-    stream.scored.push_back(scored_rows(data, i));
-  }
-  stream.per_step = data.file->size();
-  return Planner({stream}, ranks, max_tokens, 0, 0, 0.0).plan(0);
-}
-
 }  // namespace
 
 ReferenceCache::ReferenceCache(Engine& engine, Mesh& mesh, const ObjectiveData& data,
                                uint64_t model_fingerprint, int64_t max_tokens,
                                const std::string& folder)
     : dtype_(engine.compute_dtype()), width_(engine.model().width()) {
-  const uint64_t key =
-      mix64(mix64(model_fingerprint, data.file->fingerprint()), data.all_positions ? 1 : 0);
+  uint64_t key = mix64(model_fingerprint, data.file->fingerprint());
+  key = mix64(key, data.all_positions ? 1 : 0);
+  key = mix64(key, static_cast<uint64_t>(dtype_));  // another model of the same master weights
   stem_ = fmt::format("{}/{:016x}", folder, key);
   Communicator& world = mesh.world();
   int parts = parts_on_disk(world);

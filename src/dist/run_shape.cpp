@@ -46,15 +46,25 @@ Turns turns_of(const RunConfig& config, size_t objective) {
   return objective == 0 ? Turns{} : Turns{config.objective.align_every, 0, 1};
 }
 
+Stream make_stream(const ObjectiveData& data) {
+  Stream stream;
+  for (int64_t i = 0; i < data.file->size(); ++i) {
+    stream.lengths.push_back(data.file->length(i));
+    stream.scored.push_back(scored_rows(data, i));
+  }
+  stream.per_step = data.file->size();
+  return stream;
+}
+
+StepPlan plan_all(const ObjectiveData& data, int64_t ranks, int64_t max_tokens) {
+  return Planner({make_stream(data)}, ranks, max_tokens, 0, 0, 0.0).plan(0);
+}
+
 std::vector<Stream> make_streams(const RunConfig& config,
                                  const std::vector<ObjectiveData>& objectives) {
   std::vector<Stream> streams;
   for (const ObjectiveData& objective : objectives) {
-    Stream stream;
-    for (int64_t i = 0; i < objective.file->size(); ++i) {
-      stream.lengths.push_back(objective.file->length(i));
-      stream.scored.push_back(scored_rows(objective, i));
-    }
+    Stream stream = make_stream(objective);
     stream.per_step = streams.empty() ? config.batch.task_sequences : config.batch.align_sequences;
     stream.turns = turns_of(config, streams.size());
     streams.push_back(std::move(stream));

@@ -23,6 +23,10 @@ EngineOptions engine_options(const RunConfig& config, CausalLM& model, bool like
 bool scores_all_positions(const RunConfig& config);
 /// The steps in which an objective's gradient is computed.
 Turns turns_of(const RunConfig& config, size_t objective);
+/// Lengths and scored rows of a file, all of whose sequences are one step's.
+Stream make_stream(const ObjectiveData& data);
+/// Every sequence of the file once, in micro-batches of at most `max_tokens` a rank.
+StepPlan plan_all(const ObjectiveData& data, int64_t ranks, int64_t max_tokens);
 /// Lengths and scored rows of every objective, task first, with the sequences of one step.
 std::vector<Stream> make_streams(const RunConfig& config,
                                  const std::vector<ObjectiveData>& objectives);
