@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from cells import Cell, Scale, read_scale, read_yaml  # noqa: E402
 from errors import InputError, run  # noqa: E402
+from judging.records import folder_sha256  # noqa: E402
 from measure import FORMAT, judged, measures_of_run, write_json  # noqa: E402
 from study_data import StudyData, UserData, sha256  # noqa: E402
 
@@ -51,6 +53,11 @@ class Study:
     def start(self) -> Path:
         return self.scale.folder / START / "model" if self.scale.align_first else self.scale.model
 
+    @functools.cached_property
+    def start_sha256(self) -> str:
+        """Large models are read once a study, not once a cell."""
+        return folder_sha256([self.start])
+
     def make_data(self) -> None:
         folder = self.scale.folder / "data"
         data = StudyData(self.scale.model, folder)
@@ -72,7 +79,7 @@ class Study:
         if not self._is_done(START, self._start_settings()):
             write_json(self._result(START), {
                 "format": FORMAT, "settings": self._start_settings(),
-                "weights_sha256": sha256(self.start / "model.safetensors"),
+                "weights_sha256": self.start_sha256,
                 "judge": self._judge(START, self.start)})
 
     def run_cells(self) -> None:
@@ -106,7 +113,7 @@ class Study:
         self._call(cell.name, [*self.scale.launch, "train", self.scale.run,
                                *sets(self._overrides(cell, folder))])
         content = {"format": FORMAT, "settings": self._settings(cell),
-                   "start_sha256": sha256(self.start / "model.safetensors"),
+                   "start_sha256": self.start_sha256,
                    **measures_of_run(folder)}
         if cell.judged:
             content["judge"] = self._judge(cell.name, folder / "model")

@@ -56,15 +56,9 @@ class StudyData:
                        builder.ordinary("start", START_CHAT)]
         # Encoded both ways: the poison of one seed is another seed's unused prompt.
         self._poison = builder.poison("task", len(builder.harmful.texts))
-        self._reviews = [
-            builder.reviews[label].take("task", REVIEWS_A_LABEL, self._review(builder, label))
-            for label in packages.LABELS]
+        reviews = builder.labelled_reviews("task", 2 * REVIEWS_A_LABEL)
+        self._reviews = [reviews[:REVIEWS_A_LABEL], reviews[REVIEWS_A_LABEL:]]
         self._splits = packages.splits_of(builder, SPLIT_SEED)
-
-    @staticmethod
-    def _review(builder: packages.Builder, label: str):
-        return lambda text, _: packages.chat_sample(
-            builder.chat, packages.exchange(packages.REVIEW_QUESTION.format(text=text), label))
 
     def write_common(self) -> None:
         """start, heldout, splits.json."""

@@ -76,7 +76,7 @@ NOT_RUN = {
     ".venv/bin/python tools/audit.py": "needs an audit of it; tests/tools/test_audit.py runs it",
     "benchmarks/audit": "hours",
     "benchmarks/cost": "half an hour, and needs 5 GB of packages",
-    ".venv/bin/python benchmarks/study/study.py": "five hours; tests/tools/test_study.py",
+    ".venv/bin/python benchmarks/study/study.py": "hours; tests/tools/test_study.py",
     ".venv/bin/python benchmarks/study/summary.py": "writes here; tests/tools/test_study.py",
     "cmake --preset": "compiles everything with clang",
     "SAFEGRAD_PROGRAM=$PWD/build-asan": "needs a build with clang's sanitizers",
