@@ -120,7 +120,7 @@ struct ParallelSection {
   ComputeDtype reduce_dtype = ComputeDtype::float32;
   FrozenWeights frozen = FrozenWeights::sharded;  ///< replicated: no gathers for frozen weights
   bool tf32 = false;  ///< float32 products on a GPU may round their inputs to TF32 (10 bits)
-  double timeout_seconds = 600;  ///< of a single collective; then the job ends; [1, 1e6]
+  double timeout_seconds = 600;  ///< of one collective, or of a disk; then it ends; [1, 1e6]
 
   bool operator==(const ParallelSection&) const = default;
 };
