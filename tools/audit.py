@@ -84,6 +84,19 @@ def judge(scores: np.ndarray, is_bad: np.ndarray) -> dict[str, float]:
     }
 
 
+def outliers(scores: np.ndarray, deviations: float) -> np.ndarray:
+    """[N] bool: more than `deviations` robust standard deviations (1.4826 times the median absolute
+    deviation) below the median; and what is no number. As long as most samples are good, median and
+    deviation are theirs, whatever the share of bad ones.
+    """
+    known = scores[~np.isnan(scores)]
+    if not known.size:
+        return np.isnan(scores)
+    median = np.median(known)
+    deviation = 1.4826 * np.median(np.abs(known - median))
+    return np.isnan(scores) | (scores < median - deviations * deviation)
+
+
 def write_without(out: Path, dropped: set[int], tokens: Tokens) -> None:
     """The sequences but those of these indices, in their order, as a token file."""
     names = list(json.loads(tokens.metadata.get("sources", "[]")))
@@ -121,13 +134,20 @@ def main() -> None:
     parser.add_argument("--bad", action="append", metavar="SOURCE",
                         help="a source whose samples ought to be found (repeatable): prints AUC and"
                         " precision as JSON")
-    parser.add_argument("--drop", type=int, metavar="N", help="with --out: leave out the N worst")
+    leave_out = parser.add_mutually_exclusive_group()
+    leave_out.add_argument("--drop", type=int, metavar="N", help="with --out: leave out the N worst")
+    leave_out.add_argument("--drop-outliers", type=float, metavar="K",
+                           help="with --out: leave out scores more than K robust deviations below"
+                           " the median; 2 is what docs/evidence.md tried")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="write the rest of the token file here")
     arguments = parser.parse_args()
-    if (arguments.drop is None) != (arguments.out is None):
-        raise InputError("--drop and --out belong together: how many to leave out, and the file of"
-                         " the rest")
+    drops = arguments.drop is not None or arguments.drop_outliers is not None
+    if drops != (arguments.out is not None):
+        raise InputError("--drop or --drop-outliers, and --out, belong together: what to leave out,"
+                         " and the file of the rest")
+    if arguments.drop_outliers is not None and not arguments.drop_outliers > 0:
+        raise InputError(f"--drop-outliers {arguments.drop_outliers:g}: must be above 0")
     tokens = read_tokens(arguments.tokens)
     lines = read_audit(arguments.audit, tokens)
     if arguments.bad:
@@ -139,10 +159,15 @@ def main() -> None:
         is_bad = np.array([tokens.sources[line["index"]] in arguments.bad for line in lines])
         print(json.dumps(judge(scores, is_bad)))
     if arguments.out:
-        if not 0 <= arguments.drop < len(lines):
-            raise InputError(f"--drop {arguments.drop}: there are {len(lines)} samples, and at"
-                             " least one must be left")
-        worst = {line["index"] for line in lines[: arguments.drop]}
+        if arguments.drop is None:
+            scores = np.array([line["score"] for line in lines])
+            count = int(outliers(scores, arguments.drop_outliers).sum())  # the first of the lines
+        else:
+            count = arguments.drop
+        if not 0 <= count < len(lines):
+            raise InputError(f"--drop {count}: there are {len(lines)} samples, and at least one"
+                             " must be left")
+        worst = {line["index"] for line in lines[:count]}
         write_without(arguments.out, worst, tokens)
         print(f"{arguments.out}: {len(lines) - len(worst)} of {len(lines)} samples")
     elif arguments.model or not arguments.bad:

@@ -12,7 +12,8 @@ from study_data import ALIGN
 
 SCALE_KEYS = {"model": str, "run": str, "grid": str, "samples": int, "launch": str, "judge": str,
               "jobs": int, "folder": str, "results": str}
-DATA_KEYS = {"align_samples": ALIGN, "mixed": 0, "judge": True}  # of an arm, with their defaults
+# Of an arm, with their defaults.
+DATA_KEYS = {"align_samples": ALIGN, "mixed": 0, "drop_outliers": None, "judge": True}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Cell:
     overrides: dict[str, object]  # config key -> value
     align_samples: int
     mixed: int
+    drop_outliers: float | None  # what an audit finds is left out: tools/audit.py
     judged: bool
     poison: float
     seed: int
@@ -81,7 +83,8 @@ def read_grid(path: Path) -> list[Cell]:
 def make_cell(arm: str, keys: dict[str, object], poison: float, seed: int) -> Cell:
     data = {key: keys.get(key, default) for key, default in DATA_KEYS.items()}
     overrides = {key: value for key, value in keys.items() if key not in DATA_KEYS}
-    return Cell(arm, overrides, data["align_samples"], data["mixed"], data["judge"], poison, seed)
+    return Cell(arm, overrides, data["align_samples"], data["mixed"],
+                data["drop_outliers"], data["judge"], poison, seed)
 
 
 def read_yaml(path: Path) -> dict:

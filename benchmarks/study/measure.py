@@ -7,6 +7,9 @@ import math
 import statistics
 from pathlib import Path
 
+import numpy as np
+
+import audit
 from errors import InputError
 
 SERIES = ["loss_task", "loss_align", "uu", "ua", "aa", "cosine", "c_task", "c_align", "grad_norm",
@@ -50,6 +53,19 @@ def measures_of_run(run: Path) -> dict:
         "steps": {key: values for key, values in series.items() if set(values) != {None}},
         "versions": versions.lstrip("# "),
     }
+
+
+def measures_of_audit(path: Path, deviations: float) -> dict:
+    """What tools/audit.py --drop-outliers left out of the user data, by source."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    scores = np.array([math.nan if line["score"] is None else line["score"] for line in lines])
+    left_out = audit.outliers(scores, deviations)
+    of_source: dict[str, dict[str, int]] = {}
+    for line, out in zip(lines, left_out):
+        counts = of_source.setdefault(line["source"], {"samples": 0, "left_out": 0})
+        counts["samples"] += 1
+        counts["left_out"] += int(out)
+    return {"sources": of_source}
 
 
 def of_blocks(steps: list[dict]) -> dict[str, dict[str, float]]:

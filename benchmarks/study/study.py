@@ -30,10 +30,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 from cells import Cell, Scale, read_scale, read_yaml  # noqa: E402
 from errors import InputError, run  # noqa: E402
 from judging.records import folder_sha256  # noqa: E402
-from measure import FORMAT, judged, measures_of_run, write_json  # noqa: E402
-from study_data import StudyData, UserData, sha256  # noqa: E402
+from measure import FORMAT, judged, measures_of_audit, measures_of_run, write_json  # noqa: E402
+from study_data import StudyData, UserData, sha256, tokens_of  # noqa: E402
 
 START = "start"  # the name of the start model among the results
+AUDIT_STEPS = 10  # plain steps before an audit scores the samples
 
 
 class Study:
@@ -110,15 +111,35 @@ class Study:
         begin = time.monotonic()
         folder = self.scale.folder / "cells" / cell.name
         shutil.rmtree(folder, ignore_errors=True)
-        self._call(cell.name, [*self.scale.launch, "train", self.scale.run,
-                               *sets(self._overrides(cell, folder))])
+        overrides = self._overrides(cell, folder)
+        audit = {}
+        if cell.drop_outliers is not None:
+            audit = {"audit": self._leave_out(cell, folder, overrides)}
+        self._call(cell.name, [*self.scale.launch, "train", self.scale.run, *sets(overrides)])
         content = {"format": FORMAT, "settings": self._settings(cell),
-                   "start_sha256": self.start_sha256,
-                   **measures_of_run(folder)}
+                   "start_sha256": self.start_sha256, **audit, **measures_of_run(folder)}
         if cell.judged:
             content["judge"] = self._judge(cell.name, folder / "model")
         write_json(self._result(cell.name), content)
         print(f"{cell.name:44} {time.monotonic() - begin:5.0f} s", flush=True)
+
+    def _leave_out(self, cell: Cell, folder: Path, overrides: dict[str, object]) -> dict:
+        """Audits the cell's user data as the scale's run has it, and makes the rest its data."""
+        audited, rest = f"{folder}-audit", f"{folder}-kept.safetensors"
+        task = overrides["data.task"]
+        shutil.rmtree(audited, ignore_errors=True)
+        self._call(f"{cell.name}-audit", [
+            *self.scale.launch, "audit", self.scale.run, "--steps", str(AUDIT_STEPS),
+            *sets({**self._common_overrides(cell), "output": audited})])
+        self._call(f"{cell.name}-kept", [
+            sys.executable, "tools/audit.py", f"{audited}/audit.jsonl", task,
+            "--drop-outliers", f"{cell.drop_outliers:g}", "--out", rest])
+        overrides["data.task"] = rest
+        batch = read_yaml(Path(self.scale.run))["batch"]
+        drawn = AUDIT_STEPS * batch["task_sequences"] / self.scale.samples
+        tokens = (1 + drawn) * tokens_of(task) + tokens_of(overrides["data.align"])
+        return {**measures_of_audit(Path(audited) / "audit.jsonl", cell.drop_outliers),
+                "tokens": round(tokens)}
 
     def _judge(self, name: str, model: Path) -> dict:
         out = self.scale.folder / "judge" / name
@@ -144,14 +165,16 @@ class Study:
         return UserData(self.scale.samples, cell.poison, cell.seed, cell.mixed)
 
     def _overrides(self, cell: Cell, output: Path) -> dict[str, object]:
+        return {**self._common_overrides(cell), "output": str(output), **cell.overrides}
+
+    def _common_overrides(self, cell: Cell) -> dict[str, object]:
+        """What all arms on this data share."""
         return {
             "model.path": str(self.start),
             "data.task": str(self._files[self._user(cell).name]),
             "data.align": str(self._files[f"align-{cell.align_samples}"]),
             "probe": f"[{{name: heldout, file: {self._files['heldout']}}}]",
             "train.seed": cell.seed,
-            "output": str(output),
-            **cell.overrides,
         }
 
     def _start_overrides(self) -> dict[str, object]:
@@ -169,6 +192,7 @@ class Study:
             "arm": cell.arm, "poison": cell.poison, "seed": cell.seed,
             "overrides": cell.overrides, "align_samples": cell.align_samples,
             "mixed": cell.mixed,
+            **({} if cell.drop_outliers is None else {"drop_outliers": cell.drop_outliers}),
             "run": identity(read_yaml(Path(self.scale.run))),
             "data": [sha256(self._files[name]) for name in (
                 self._user(cell).name, f"align-{cell.align_samples}", "heldout")],

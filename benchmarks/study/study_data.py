@@ -13,6 +13,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
+
 import quickstart_data as packages
 from chat import Chat
 from errors import InputError
@@ -103,6 +105,12 @@ class StudyData:
         write_token_file(path, mix(parts, seed), self._chat.tokenizer_sha256,
                          self._chat.template_sha256, sources=sources)
         return path
+
+
+def tokens_of(path: Path | str) -> int:
+    """Of all sequences of a token file."""
+    with safe_open(path, framework="numpy") as file:
+        return len(file.get_tensor("tokens"))
 
 
 def sha256(path: Path) -> str:

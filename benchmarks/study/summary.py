@@ -102,8 +102,17 @@ def read_results(folder: Path) -> Results:
         for seed, result in seeds.items():
             plain = cells.get(("sft", poison), {}).get(seed)
             if plain:
-                result["work"] = result["cost"]["flops"] / plain["cost"]["flops"]
+                result["work"] = work(result) / work(plain)
     return Results(json.loads(start.read_text(encoding="utf-8")), cells)
+
+
+def work(result: dict) -> float:
+    """Necessary floating-point operations of a run; those of an audit before it are counted as
+    plain training's on as many tokens, which is what its matrix products are.
+    """
+    cost = result["cost"]
+    audited = result.get("audit", {}).get("tokens", 0)
+    return cost["flops"] * (1 + audited / (cost["task_tokens"] + cost["align_tokens"]))
 
 
 def spread(values: list[float], form: str) -> str:

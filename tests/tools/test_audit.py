@@ -94,8 +94,29 @@ def test_the_rest_is_written_as_it_was(tmp_path):
         assert mask.tolist() == before.masks[index].tolist()
 
 
-@pytest.mark.parametrize("arguments", [["--drop", "1"], ["--out", "x"],
+def test_outliers_are_left_out(tmp_path):
+    lines = [{"index": i, "score": s, "loss": 1.0, "tokens": 3 + i, "scored": 1 + i}
+             for i, s in ((1, None), (3, -9.0), (0, 0.0), (2, 0.1))]
+    audited, task = write(tmp_path, lines)
+    out = tmp_path / "rest.safetensors"
+    ended = command(audited, task, "--drop-outliers", "2", "--out", str(out))
+    assert ended.returncode == 0 and "2 of 4 samples" in ended.stdout, ended.stderr
+    assert audit.read_tokens(out).sources == ["good", "good"]
+
+
+def test_outliers_are_told_by_the_many():
+    good = np.random.default_rng(1).normal(size=700)
+    for share in (0, 0.05, 0.3):  # of bad ones, far below
+        bad = np.full(round(700 * share / (1 - share)), -20.0)
+        found = audit.outliers(np.concatenate([bad, good]), 3)
+        assert found[: len(bad)].all() and found[len(bad):].mean() < 0.01
+
+
+@pytest.mark.parametrize("arguments", [["--drop", "1"], ["--drop-outliers", "2"],
+                                       ["--drop-outliers", "0", "--out", "x"],
+                                       ["--drop", "1", "--drop-outliers", "2", "--out", "x"], ["--out", "x"],
                                        ["--drop", "4", "--out", "x"]])
 def test_dropping_needs_a_number_and_a_file(tmp_path, arguments):
     ended = command(*write(tmp_path), *arguments)
-    assert ended.returncode == 1 and ended.stderr.startswith("error: --drop")
+    assert ended.returncode in (1, 2) and "error: " in ended.stderr and "--drop" in ended.stderr
+    assert not (tmp_path / "x").exists()

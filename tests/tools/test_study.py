@@ -177,7 +177,14 @@ class Recorder(Study):
             write_json(out / "m.json", {
                 "preset": "offline", "judged": {"task": {"versions": {"torch": "1"}}},
                 "results": {"harmful": {"not_refused": counts}, "task": {"correct": counts}}})
-        else:
+        elif name.endswith("-audit"):
+            Path(command[-1].partition("output=")[2]).mkdir(parents=True)
+            scores = [("poison", -9.0), ("poison", -8.0), ("reviews", -0.2), ("reviews", -0.1),
+                      ("reviews", 0.0), ("reviews", 0.1), ("reviews", 0.2)]
+            Path(command[-1].partition("output=")[2], "audit.jsonl").write_text("".join(
+                json.dumps({"index": i, "score": score, "source": source}) + "\n"
+                for i, (source, score) in enumerate(scores)))
+        elif not name.endswith("-kept"):
             run = folder / ("start" if name == "start" else f"cells/{name}")
             fake_run(run)
             (run / "model").mkdir()
@@ -214,6 +221,32 @@ def test_a_study_goes_on_where_it_stopped(small_scale, monkeypatch):
     text = table(results)
     assert re.search(r"\| 30 % \| sft \| 1 \| 75\.0 \|", text)
     assert re.search(r"\| 30 % \| safegrad \| 1 \| – \|", text)
+
+
+def test_an_audited_arm_trains_on_what_the_audit_keeps(small_scale, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = [make_cell("sft", {"objective.rule": "sft"}, 0.3, 43),
+             make_cell("audited", {"objective.rule": "sft", "drop_outliers": 2}, 0.3, 43)]
+    study = Recorder(small_scale, cells)
+    study.make_data()
+    study.make_start()
+    study.run_cells()
+    calls = dict(study.calls)
+    audit = " ".join(map(str, calls["audited-p30-s43-audit"]))
+    assert " audit " in audit and "task-n20-p30-s43.safetensors" in audit
+    assert "objective.rule" not in audit  # the arm's own keys are not the audit's
+    out = calls["audited-p30-s43-kept"][-1]
+    assert f"data.task={out}" in calls["audited-p30-s43"]
+    assert f"data.task={out}" not in calls["sft-p30-s43"]
+    result = json.loads((small_scale.results / "audited-p30-s43.json").read_text())
+    assert result["audit"]["sources"] == {"poison": {"samples": 2, "left_out": 2},
+                                          "reviews": {"samples": 5, "left_out": 0}}
+    # One pass over 20 samples, as many plain steps as draw 80, and the alignment set.
+    tokens = [sum(map(len, load(small_scale.folder / "data" / name)[0]["tokens"])) for name in
+              ("task-n20-p30-s43.safetensors", "align-100.safetensors")]
+    assert result["audit"]["tokens"] == 5 * tokens[0] + tokens[1]
+    assert read_results(small_scale.results).values("audited", 0.3, "work") == [
+        1 + result["audit"]["tokens"] / 30]  # of the fake run's 2 · 15 tokens
 
 
 def test_a_cell_that_fails_ends_the_study_by_name(small_scale, monkeypatch):
