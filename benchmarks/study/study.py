@@ -100,28 +100,39 @@ class Study:
         return self._is_done(cell.name, self._settings(cell))
 
     def _is_done(self, name: str, settings: dict) -> bool:
-        path = self._result(name)
-        if not path.exists():
-            return False
-        return json.loads(path.read_text(encoding="utf-8"))["settings"] == settings
+        return has_settings(self._result(name), settings)
 
     def _run_cell(self, cell: Cell) -> None:
         if self._stop.is_set():
             return
         begin = time.monotonic()
+        content = self._train(cell)
+        if cell.judged:
+            model = self.scale.folder / "cells" / cell.name / "model"
+            content["judge"] = self._judge(cell.name, model)
+        write_json(self._result(cell.name), content)
+        print(f"{cell.name:44} {time.monotonic() - begin:5.0f} s", flush=True)
+
+    def _train(self, cell: Cell) -> dict:
+        """The cell's result without its judge's. A training that an earlier study ended, but did
+        not judge, is not repeated.
+        """
         folder = self.scale.folder / "cells" / cell.name
+        trained = folder.with_name(f"{cell.name}.json")
+        settings = self._settings(cell)
+        if has_settings(trained, settings):
+            return json.loads(trained.read_text(encoding="utf-8"))
+        trained.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         overrides = self._overrides(cell, folder)
         audit = {}
         if cell.drop_outliers is not None:
             audit = {"audit": self._leave_out(cell, folder, overrides)}
         self._call(cell.name, [*self.scale.launch, "train", self.scale.run, *sets(overrides)])
-        content = {"format": FORMAT, "settings": self._settings(cell),
-                   "start_sha256": self.start_sha256, **audit, **measures_of_run(folder)}
-        if cell.judged:
-            content["judge"] = self._judge(cell.name, folder / "model")
-        write_json(self._result(cell.name), content)
-        print(f"{cell.name:44} {time.monotonic() - begin:5.0f} s", flush=True)
+        content = {"format": FORMAT, "settings": settings, "start_sha256": self.start_sha256,
+                   **audit, **measures_of_run(folder)}
+        write_json(trained, content)
+        return content
 
     def _leave_out(self, cell: Cell, folder: Path, overrides: dict[str, object]) -> dict:
         """Audits the cell's user data as the scale's run has it, and makes the rest its data."""
@@ -202,6 +213,11 @@ class Study:
 
     def _result(self, name: str) -> Path:
         return self.scale.results / f"{name}.json"
+
+
+def has_settings(path: Path, settings: dict) -> bool:
+    """The result of these settings is there."""
+    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["settings"] == settings
 
 
 def sets(overrides: dict[str, object]) -> list[str]:

@@ -214,6 +214,9 @@ def test_a_study_goes_on_where_it_stopped(small_scale, monkeypatch):
     assert run_study(small_scale, cells) == ["safegrad-p30-s43"]  # that arm is not judged
     assert run_study(small_scale, cells) == []
     changed = make_cell("sft", {"objective.rule": "sft", "optimizer.lr": 1}, 0.3, 43)
+    # A training that was not judged yet is not repeated.
+    (small_scale.results / "sft-p30-s43.json").unlink()
+    assert run_study(small_scale, cells) == ["sft-p30-s43-judge"]
     assert run_study(small_scale, [changed]) == ["sft-p30-s43", "sft-p30-s43-judge"]
 
     results = read_results(small_scale.results)
