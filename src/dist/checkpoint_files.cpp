@@ -301,11 +301,16 @@ std::vector<std::string> differences(const Manifest& saved, const Manifest& now)
     const auto found = map.find(key);
     return found == map.end() ? std::string("not given") : found->second;
   };
-  std::map<std::string, std::string> keys = saved.config;
+  // A key that an older program did not know: the run was as its default says.
+  std::map<std::string, std::string> was_config = saved.config;
+  for (const auto& [key, text] : config_values(RunConfig{})) {
+    if (now.config.contains(key)) was_config.emplace(key, text);
+  }
+  std::map<std::string, std::string> keys = was_config;
   keys.insert(now.config.begin(), now.config.end());
   std::vector<std::string> lines;
   for (const auto& [key, unused] : keys) {
-    const std::string was = value(saved.config, key), is = value(now.config, key);
+    const std::string was = value(was_config, key), is = value(now.config, key);
     if (was != is && !free(key))
       lines.push_back(fmt::format("{}: was {}, is {}", printable(key), printable(was), is));
   }

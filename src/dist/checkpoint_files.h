@@ -82,7 +82,7 @@ void prune_checkpoints(const std::string& folder, int64_t since, int64_t step,
 
 /// One line per difference between what a checkpoint was written by and the run that would go on
 /// from it, in what `now` knows of. Keys that change where and how, but not what is computed, may
-/// differ.
+/// differ; a key that `saved` does not have had its default.
 std::vector<std::string> differences(const Manifest& saved, const Manifest& now);
 
 }  // namespace safegrad::dist

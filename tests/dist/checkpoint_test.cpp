@@ -702,5 +702,17 @@ TEST(CheckpointManifest, OnlyChangesThatCountAreDifferences) {
           "train.steps: was not given, is 7", "data.task content: its fingerprint was aa, is ac"}));
 }
 
+TEST(CheckpointManifest, AKeyThatAnOlderProgramDidNotKnowHadItsDefault) {
+  RunConfig config;
+  dist::Manifest saved, now;
+  saved.config = now.config = config_values(config);
+  ASSERT_EQ(saved.config.erase("objective.align_every"), 1u);
+  EXPECT_EQ(dist::differences(saved, now), std::vector<std::string>{});
+  config.objective.align_every = 4;
+  now.config = config_values(config);
+  EXPECT_EQ(dist::differences(saved, now),
+            std::vector<std::string>{"objective.align_every: was 1, is 4"});
+}
+
 }  // namespace
 }  // namespace safegrad::testing
