@@ -59,6 +59,12 @@ def key(name: str, scale: float = 1) -> Callable[[Run], list[float]]:
     return lambda run: [scale * value for value in run.values(name)]
 
 
+def of_blocks(read: Callable[[dict], float]) -> Callable[[Run], list[float]]:
+    """Of the range over blocks that a step of layer-wise surgery has."""
+    return lambda run: [read(step["block_coefficients"]) if "block_coefficients" in step else NAN
+                        for step in run.steps]
+
+
 def norms(name: str) -> Callable[[Run], list[float]]:
     return lambda run: [norm(value) for value in run.values(name)]
 
@@ -84,12 +90,21 @@ CONFLICT = [
     Chart("c_task", "Coefficient of the task gradient",
           "Its weight in the update, which pcgrad, mgda and cagrad change.", key("c_task"),
           trivial=1.0),
+    Chart("block_conflicts", "Blocks in conflict",
+          "Layer-wise surgery: in how many of the blocks that train the two gradients conflict.",
+          of_blocks(lambda found: found["conflicts"])),
+    Chart("block_c_align", "Largest coefficient of a block's alignment gradient",
+          "Layer-wise surgery: the weight above is the mean over blocks, this the largest of them.",
+          of_blocks(lambda found: found["c_align"][1])),
 ]
 NORMS = [
     Chart("norm_task", "Norm of the task gradient",
           "How hard the user's data pulls, before coefficients and clipping.", norms("uu")),
     Chart("norm_align", "Norm of the alignment gradient",
           "How hard the alignment set pulls back; 0 at the start model.", norms("aa")),
+    Chart("drift", "Distance from the anchor",
+          "Rule lisa: |w − w_anchor|, how far a phase has moved the weights; ρ times it pulls back.",
+          key("drift")),
     Chart("grad_norm", "Norm of the combined gradient",
           "What the rule made of the two, before clipping.", key("grad_norm")),
     Chart("clip", "Clipping factor", "The combined gradient is multiplied by it; 1 is no clipping.",

@@ -167,6 +167,20 @@ def test_the_table_holds_what_the_steps_come_to(tmp_path):
     assert pictures["probe heldout kl"]["a"] == {"steps": [2, 4], "values": [0.25, 0.125]}
 
 
+def test_layer_wise_surgery_and_lisa_have_pictures_of_their_own(tmp_path):
+    blocks = {"c_task": [1.0, 1.0], "c_align": [1.0, 4.0], "conflicts": 3}
+    layer_wise = write_run(tmp_path / "a", [step(1, block_coefficients=blocks), step(2)])
+    lisa = write_run(tmp_path / "b", [step(n, drift=0.5 * n, c_drift=1.0) for n in (1, 2)])
+
+    _, data = report(layer_wise, lisa)
+
+    pictures = data["pictures"]
+    assert pictures["block_conflicts"]["a"]["values"] == [3, None]
+    assert pictures["block_c_align"]["a"]["values"] == [4, None]
+    assert pictures["drift"]["b"]["values"] == [0.5, 1]
+    assert "drift" not in report(layer_wise)[1]["pictures"]
+
+
 def test_a_line_is_drawn_where_its_numbers_are(tmp_path):
     values = [3.0, 1.0, 4.0, 1.5, 5.0, 9.0, 2.0]
     steps = [step(i + 1, loss_task=value) for i, value in enumerate(values)]
