@@ -74,25 +74,37 @@ void print_summary(const dist::Audit& audit, const TokenFile& task, int64_t step
     below += sample.score < 0;
     broken += !std::isfinite(sample.score);
   }
-  fmt::print(
-      "{}, {} tokens, after {} in {} · alignment loss {:.3f}, |a| {:.3g} · {} below zero{} · all "
-      "in "
-      "{}\n",
-      counted(static_cast<int64_t>(audit.samples.size()), "sample"), task.total_tokens(),
-      counted(steps, "plain step"), format_duration(seconds), audit.align_loss, audit.align_norm,
-      below, broken > 0 ? fmt::format(" · {} NOT FINITE", broken) : "", path);
+  const std::string not_finite = broken > 0 ? fmt::format(" · {} NOT FINITE", broken) : "";
+  fmt::print("{}, {} tokens, after {} in {} · alignment loss {:.3f}, |a| {:.3g} · {} below zero{}",
+             counted(static_cast<int64_t>(audit.samples.size()), "sample"), task.total_tokens(),
+             counted(steps, "plain step"), format_duration(seconds), audit.align_loss,
+             audit.align_norm, below, not_finite);
+  fmt::print(" · all in {}\n", path);
 }
 
-// On a terminal: one line, redrawn; `what` counts.
-void show_progress(bool talks, const char* what, int64_t done, int64_t all) {
-  if (!talks || !is_terminal(stdout)) return;
-  fmt::print("\r\033[K{} {}/{}", what, done + 1, all);
-  std::fflush(stdout);
-}
+// On a terminal one line, redrawn; in a log a line twice a minute.
+class Progress {
+ public:
+  explicit Progress(bool talks) : talks_(talks), redraws_(talks && is_terminal(stdout)) {}
 
-void end_progress(bool talks) {
-  if (talks && is_terminal(stdout)) fmt::print("\r\033[K");
-}
+  void show(const char* what, int64_t done, int64_t all) {
+    if (!talks_) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (!redraws_ && now - last_ < std::chrono::seconds(30)) return;
+    last_ = now;
+    fmt::print("{}{} {}/{}{}", redraws_ ? "\r\033[K" : "", what, done + 1, all,
+               redraws_ ? "" : "\n");
+    std::fflush(stdout);
+  }
+
+  void end() const {
+    if (redraws_) fmt::print("\r\033[K");
+  }
+
+ private:
+  bool talks_, redraws_;
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
 
 // A skipped step would leave the samples scored at another point than the one that was asked for.
 void take_step(dist::Trainer& trainer, dist::Mesh& mesh, int64_t step) {
@@ -120,18 +132,17 @@ int audit(const CommandLine& line, dist::Launcher& launcher) {
   });
   dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
   const auto start = std::chrono::steady_clock::now();
-  const bool talks = speaks && !line.quiet;
+  Progress progress(speaks && !line.quiet);
   const int64_t steps = std::min(line.steps, trainer.total_steps());
   for (int64_t step = 0; step < steps; ++step) {
-    show_progress(talks, "plain fine-tuning, step", step, steps);
+    progress.show("plain fine-tuning, step", step, steps);
     take_step(trainer, mesh, step);
   }
-  const dist::Audit found =
-      dist::audit(trainer.engine(), mesh, trainer.objective(0), trainer.objective(1), 1,
-                  job.config.batch.max_tokens_per_rank, [&](int64_t done, int64_t all) {
-                    show_progress(talks, "gradients, micro-batch", done, all);
-                  });
-  end_progress(talks);
+  const dist::Audit found = dist::audit(
+      trainer.engine(), mesh, trainer.objective(0), trainer.objective(1), 1,
+      job.config.batch.max_tokens_per_rank,
+      [&](int64_t done, int64_t all) { progress.show("gradients, micro-batch", done, all); });
+  progress.end();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   dist::agree(mesh.world(), [&] {
     if (!speaks) return;
