@@ -109,8 +109,19 @@ void resolve_alignment(const YamlTree& tree, RunConfig& config) {
   }
 }
 
+/// The KL and its gradient are zero where training starts, and the shortest combination of anything
+/// with zero is zero.
+void check_mgda(const YamlTree& tree, const ObjectiveSection& objective) {
+  if (objective.rule == Rule::mgda && objective.align_loss == AlignLoss::kl) {
+    tree.fail("objective.rule",
+              "got mgda, which never leaves the start model with objective.align_loss kl: its "
+              "gradient is 0 there, and mgda takes the shortest combination; set "
+              "objective.align_loss: sft");
+  }
+}
+
 /// lisa computes one gradient a step: there is nothing to combine, to keep or to compare.
-void resolve_lisa(const YamlTree& tree, ObjectiveSection& objective) {
+void resolve_lisa(const YamlTree& tree, ObjectiveSection& objective, const TrainSection& train) {
   if (objective.rule != Rule::lisa) {
     if (objective.lisa) {
       tree.fail("objective.lisa",
@@ -130,6 +141,12 @@ void resolve_lisa(const YamlTree& tree, ObjectiveSection& objective) {
                 fmt::format("got {}, but objective.rule is lisa, which computes one gradient a "
                             "step; leave it out",
                             shown(*tree.find(key))));
+  }
+  if (train.steps && *train.steps <= objective.lisa->align_steps) {
+    tree.fail("train.steps",
+              fmt::format("got {}, but rule lisa begins with objective.lisa.align_steps {}: no "
+                          "step would be the task's; take more steps, or a shorter phase",
+                          *train.steps, objective.lisa->align_steps));
   }
 }
 
@@ -170,7 +187,8 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& o
   mistakes.raise(path);  // what keys say together is looked at where each is right by itself
   mistakes.collect([&] { resolve_model(tree, config.model); });
   mistakes.collect([&] { resolve_alignment(tree, config); });
-  mistakes.collect([&] { resolve_lisa(tree, config.objective); });
+  mistakes.collect([&] { check_mgda(tree, config.objective); });
+  mistakes.collect([&] { resolve_lisa(tree, config.objective, config.train); });
   mistakes.collect([&] { resolve_train(tree, config.train); });
   mistakes.collect([&] { check_probes(tree, config.probe); });
   mistakes.raise(path);

@@ -9,7 +9,7 @@ std::optional<HeldAlignment> HeldGradient::for_step(int64_t index) const {
 void HeldGradient::follow(int64_t index, double tokens, bool finite, double& loss) {
   if (for_step(index)) {
     loss = held_->loss;
-  } else if (finite) {
+  } else if (finite && index >= first_) {
     held_ = {tokens, loss};
   } else {
     held_.reset();

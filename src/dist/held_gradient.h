@@ -13,11 +13,12 @@ struct HeldAlignment {
 };
 
 /// Steps 0, k, 2k, … compute the alignment gradient; those between use the last one again. After a
-/// step that was not finite there is none to use: the next step computes its own. Values are those
-/// that all ranks share, so all ranks decide the same.
+/// step that was not finite there is none to use: the next step computes its own. Nor is there
+/// after step 0 where the loss is a KL to the start model: its gradient is zero there, up to
+/// rounding. Values are those that all ranks share, so all ranks decide the same.
 class HeldGradient {
  public:
-  explicit HeldGradient(int64_t every) : every_(every) {}
+  HeldGradient(int64_t every, bool kl) : every_(every), first_(kl ? 1 : 0) {}
 
   /// What step `index` takes over; empty where it computes its own.
   std::optional<HeldAlignment> for_step(int64_t index) const;
@@ -30,6 +31,7 @@ class HeldGradient {
 
  private:
   int64_t every_;
+  int64_t first_;  // step whose gradient is worth holding
   std::optional<HeldAlignment> held_;
 };
 

@@ -52,7 +52,7 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
       planner_(make_planner(config, make_streams(config, objectives_), data.task->size(), model,
                             mesh.world().size())),
       rule_{config.objective.rule, config.objective.rho, config.objective.cagrad_c},
-      held_(config.objective.align_every),
+      held_(config.objective.align_every, config.objective.align_loss == AlignLoss::kl),
       blocks_(blocks_of(engine_)) {
   if (takes_turns(config_)) lisa_.emplace(config_, total_steps_);
   engine_.load(weights);

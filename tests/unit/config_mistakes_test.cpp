@@ -359,6 +359,15 @@ INSTANTIATE_TEST_SUITE_P(
                 {},
                 {"objective.surgery: got \"block\", but objective.rule is lisa, which computes one "
                  "gradient a step"}},
+        Mistake{"NoTaskStep",
+                minimal_and("objective: {rule: lisa}\ntrain: {steps: 100}\n"),
+                {},
+                {"train.steps: got 100, but rule lisa begins with objective.lisa.align_steps 100"}},
+        Mistake{
+            "StaysAtTheStart",
+            minimal_and("objective: {rule: mgda}\n"),
+            {},
+            {"objective.rule: got mgda, which never leaves the start model", "align_loss: sft"}},
         Mistake{"NothingToRenew",
                 "model: {path: m}\ndata: {task: t}\nobjective: {rule: sft, align_every: 2}\n"
                 "output: o\n",
