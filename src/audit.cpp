@@ -5,7 +5,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <numeric>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -17,42 +16,16 @@
 #include "core/words.h"
 #include "job.h"
 #include "output_folder.h"
+#include "sample_list.h"
 
 namespace safegrad {
 namespace {
 
-// Sample indices, the lowest score first; before all others those whose score is no number.
+// Before all others those whose score is no number.
 std::vector<int64_t> rank_samples(const dist::Audit& audit) {
-  std::vector<int64_t> order(audit.samples.size());
-  std::iota(order.begin(), order.end(), 0);
-  auto key = [&](int64_t i) {
-    const double score = audit.samples[static_cast<size_t>(i)].score;
-    return std::isfinite(score) ? score : -HUGE_VAL;
-  };
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return key(a) < key(b); });
-  return order;
-}
-
-std::string source_of(const TokenFile& task, int64_t i) {
-  return task.sources()[static_cast<size_t>(task.source(i))];
-}
-
-// A line of JSON a sample, in the order of `order`; NaN and infinities become null.
-std::string to_json_lines(const dist::Audit& audit, const TokenFile& task,
-                          const std::vector<int64_t>& order) {
-  std::string lines;
-  for (int64_t i : order) {
-    const dist::AuditedSample& sample = audit.samples[static_cast<size_t>(i)];
-    nlohmann::ordered_json json = {{"index", i},
-                                   {"score", sample.score},
-                                   {"loss", sample.loss},
-                                   {"tokens", task.length(i)},
-                                   {"scored", task.scored(i)}};
-    if (task.has_sources()) json["source"] = source_of(task, i);
-    lines += json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-  }
-  return lines;
+  std::vector<double> scores;
+  for (const dist::AuditedSample& sample : audit.samples) scores.push_back(sample.score);
+  return by_score(scores, -HUGE_VAL);
 }
 
 void print_worst(const dist::Audit& audit, const TokenFile& task, const std::vector<int64_t>& order,
@@ -148,7 +121,11 @@ int audit(const CommandLine& line, dist::Launcher& launcher) {
     if (!speaks) return;
     const std::vector<int64_t> order = rank_samples(found);
     const std::string path = job.config.output + "/audit.jsonl";
-    write_file_atomically(path, to_json_lines(found, *job.data.task, order));
+    write_file_atomically(
+        path, sample_lines(*job.data.task, order, [&](int64_t i) {
+          const dist::AuditedSample& sample = found.samples[static_cast<size_t>(i)];
+          return nlohmann::ordered_json{{"score", sample.score}, {"loss", sample.loss}};
+        }));
     if (line.quiet) return;
     print_worst(found, *job.data.task, order, line.top);
     print_summary(found, *job.data.task, steps, seconds.count(), path);

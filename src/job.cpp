@@ -191,6 +191,7 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     if (purpose == Purpose::audit) {
       job.config.probe.clear();
       job.config.objective.rule = Rule::sft;
+      job.config.objective.gate = 0;
       job.config.batch.align_sequences = 1;  // of the steps before the audit, which do not use it
     }
     in_config(line, [&] {

@@ -21,6 +21,7 @@
 #include "output_folder.h"
 #include "plan.h"
 #include "resume.h"
+#include "sample_list.h"
 #include "step_health.h"
 #include "stop_signal.h"
 #include "verbose.h"
@@ -69,7 +70,7 @@ struct LossEnds {
 struct Summary {
   LossEnds task, align;
   StepRecord last;
-  int64_t steps = 0, compared = 0, conflicts = 0, skipped = 0;
+  int64_t steps = 0, compared = 0, conflicts = 0, skipped = 0, gated = 0;
   double seconds = 0;
 
   void add(const StepRecord& record) {
@@ -80,6 +81,7 @@ struct Summary {
     last = record;
     conflicts += record.conflict;
     skipped += record.skipped;
+    gated += record.gated.value_or(0);
     seconds += record.seconds;
   }
 };
@@ -93,6 +95,7 @@ void print_summary(const Summary& s, const Job& job) {
   std::string align = s.align.text(align_label(job.config));
   if (s.compared > 0)
     align += fmt::format(" · conflicts in {} of {}", s.conflicts, counted(s.compared, "step"));
+  if (s.gated > 0) align += fmt::format(" · {} left out by the gate", counted(s.gated, "draw"));
   if (s.skipped > 0) align += fmt::format(" · {} skipped (not finite)", counted(s.skipped, "step"));
   for (const auto& [name, measures] : s.last.probe) {
     std::string text;
@@ -102,6 +105,17 @@ void print_summary(const Summary& s, const Job& job) {
   }
   fmt::print("done in {}{}{} · model in {}/model\n", format_duration(s.seconds),
              s.task.text("task"), align, job.config.output);
+}
+
+// The task samples as the gate has scored them last, the worst first, those without a score last.
+void write_gate(const Job& job, const dist::Gate& gate) {
+  const std::vector<double>& scores = gate.scores();
+  auto found = [&, limit = gate.threshold()](int64_t i) {
+    const double score = scores[static_cast<size_t>(i)];
+    return nlohmann::ordered_json{{"score", score}, {"dropped", score < limit}};
+  };
+  write_file_atomically(job.config.output + "/gate.jsonl",
+                        sample_lines(*job.data.task, by_score(scores, HUGE_VAL), found));
 }
 
 std::unique_ptr<models::HfExport> make_export(const Job& job) {
@@ -200,8 +214,7 @@ bool run_steps(const Job& job, const StartPoint& start, dist::Trainer& trainer,
   int64_t saved_updates = trainer.updates();
   while (finished < total && !stop && !health.gives_up()) {
     StepRecord record = trainer.step(finished, {stop_requested(), checkpoints.writing()});
-    const std::string warning =
-        health.look(record, [&] { return trainer.drawn_task_samples(finished); });
+    const std::string warning = health.look(record, [&] { return trainer.task_samples(); });
     ++finished;
     // A copy: all of what follows branches on what the ranks agreed on in this step.
     const dist::Notice notice = trainer.notice();
@@ -298,6 +311,9 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
 
   Summary summary;
   const bool stopped = run_steps(job, start, trainer, checkpoints, metrics.get(), talks, summary);
+  dist::agree(mesh.world(), [&] {
+    if (speaks && !stopped && trainer.gate()) write_gate(job, *trainer.gate());
+  });
   // One rank's code is enough; launchers take one that is not 0 as a reason to kill the others.
   if (stopped) return speaks ? kStoppedOnRequest : 0;
   const auto sink = speaks ? make_export(job) : nullptr;

@@ -43,14 +43,16 @@ def read_tokens(path: Path) -> Tokens:
 
 
 def read_audit(path: Path, tokens: Tokens) -> list[dict]:
-    """The audit's lines in its order, the worst first; they must be of this token file."""
+    """The lines in their order, the worst first; they must be of this token file."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         lengths = {line["index"]: line["tokens"] for line in lines}
         for line in lines:
-            line["score"] = math.nan if line["score"] is None else float(line["score"])
+            # An audit's null is a loss that broke, a gate's a sample that was never scored.
+            null = math.inf if "dropped" in line else math.nan
+            line["score"] = null if line["score"] is None else float(line["score"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise InputError(f"{path}: not an audit.jsonl of safegrad audit: {problem}") from problem
+        raise InputError(f"{path}: not an audit.jsonl or gate.jsonl of safegrad: {problem}") from problem
     expected = {i: len(sequence) for i, sequence in enumerate(tokens.tokens)}
     if lengths != expected or len(lines) != len(expected):
         raise InputError(f"{path}: {len(lines)} samples that are not the {len(expected)} of the"
@@ -125,7 +127,7 @@ def main() -> None:
         epilog="example: python tools/audit.py runs/quickstart/safegrad/audit.jsonl"
         " runs/quickstart/data/task.safetensors --bad poison",
     )
-    parser.add_argument("audit", type=Path, help="audit.jsonl")
+    parser.add_argument("audit", type=Path, help="audit.jsonl, or gate.jsonl of a run with a gate")
     parser.add_argument("tokens", type=Path, help="the token file that was audited")
     parser.add_argument("--model", type=Path, metavar="FOLDER",
                         help="decode the worst samples with this model's tokenizer")

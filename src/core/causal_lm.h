@@ -26,6 +26,7 @@ class Activations {
 /// Matrix-product work in floating-point operations; see CausalLM::flops.
 struct Flops {
   double forward = 0, input_grad = 0, weight_grad = 0;
+  double scores = 0;  ///< of objective 0's tokens with the directions; not in total()
   double total() const { return forward + input_grad + weight_grad; }
 };
 
@@ -34,12 +35,14 @@ struct BlockMemory {
   int64_t kept = 0;      ///< from forward to backward, besides the block's input
   int64_t forward = 0;   ///< most at a time in forward_block besides its input; `kept`, y included
   int64_t backward = 0;  ///< most at a time in backward_block besides the input, `kept` and dy
+  int64_t scored = 0;    ///< the same where objective 0's tokens are scored
 };
 
 /// A decoder-only language model as a list of units. D width, T tokens of the batch, V vocabulary.
-/// Where the batch has token_scores, "adds a weight gradient" is "adds scores": the parameters'
-/// directions are read as well. No call communicates. Each call reads parameters of the units named
-/// in its comment, which must be gathered.
+/// Where the batch has token_scores, what "adds a weight gradient" adds scores, too, and reads the
+/// parameters' directions; a parameter without a gradient buffer takes no gradient. No call
+/// communicates. Each call reads parameters of the units named in its comment, which must be
+/// gathered.
 class CausalLM {
  public:
   virtual ~CausalLM() = default;

@@ -107,6 +107,12 @@ void resolve_alignment(const YamlTree& tree, RunConfig& config) {
                           "leave it out, or give data.align",
                           every));
   }
+  if (config.objective.gate > 0 && trains && sequences == 0) {
+    tree.fail("objective.gate",
+              fmt::format("got {}, but there is no alignment gradient to score samples with: "
+                          "batch.align_sequences is 0; leave it out, or give data.align",
+                          config.objective.gate));
+  }
 }
 
 /// The KL and its gradient are zero where training starts, and the shortest combination of anything
@@ -134,6 +140,7 @@ void resolve_lisa(const YamlTree& tree, ObjectiveSection& objective, const Train
   const std::pair<bool, const char*> contradictions[] = {
       {objective.align_every > 1, "objective.align_every"},
       {objective.surgery == Surgery::block, "objective.surgery"},
+      {objective.gate > 0, "objective.gate"},
       {objective.gram_per_block, "objective.gram_per_block"}};
   for (const auto& [given, key] : contradictions) {
     if (given)

@@ -71,6 +71,7 @@ struct ObjectiveSection {
   KlPositions kl_positions = KlPositions::response;
   GradientMode gradients = GradientMode::one_pass;
   int64_t align_every = 1;         ///< steps from one alignment gradient to the next, > 0
+  double gate = 0;                 ///< robust deviations below the median score; 0 = off
   bool gram_per_block = false;     ///< also record uu, ua, aa of every block
   std::optional<LisaConfig> lisa;  ///< after load_config given with rule lisa and with no other
 

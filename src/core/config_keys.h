@@ -82,6 +82,7 @@ void describe(Visitor& v, ObjectiveSection& objective) {
   v.key("kl_positions", objective.kl_positions);
   v.key("gradients", objective.gradients);
   v.key("align_every", objective.align_every, kPositive);
+  v.key("gate", objective.gate, kNotNegative);
   v.key("gram_per_block", objective.gram_per_block);
   v.section("lisa", objective.lisa);
 }

@@ -46,6 +46,11 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
     {"objective.align_every",
      "the alignment gradient is computed in every so many-th step, the first included; the steps "
      "between draw no alignment sequences and use the last one again, see [step.md](step.md)"},
+    {"objective.gate",
+     "a task sample is left out when it comes again if its score, its own gradient along the "
+     "alignment gradient, lies more than so many robust deviations (1.4826 · median absolute "
+     "deviation) below the median of all scores; 0 = off, 3 is a usual bound for outliers, see "
+     "[step.md](step.md)"},
     {"objective.gram_per_block",
      "also record uu, ua, aa of the embedding, every decoder block and the head (`blocks` in "
      "`metrics.jsonl`); adapters count to their block"},

@@ -38,14 +38,30 @@ auto weight_gradient(Parameter& weight, size_t k) {
   };
 }
 
+auto row_score(const Kernels& kernels, const Parameter& weight, const at::Tensor& row_scores) {
+  return [&](const at::Tensor& dlogits, const at::Tensor& h, int64_t begin, int64_t rows) {
+    if (!weight.direction) return;
+    kernels.add_row_products(dlogits, at::mm(h, weight.direction->value.t()), 1.0,
+                             row_scores.narrow(0, begin, rows));
+  };
+}
+
 }  // namespace
 
 void cross_entropy_head(const Kernels& kernels, const at::Tensor& h, const at::Tensor& targets,
-                        Parameter& weight, size_t k, at::Tensor dh, at::Tensor loss) {
+                        Parameter& weight, size_t k, at::Tensor dh, at::Tensor loss,
+                        const at::Tensor& row_scores) {
   auto chunk_loss = [&](at::Tensor& logits, int64_t begin, int64_t rows) {
     kernels.cross_entropy_rows(logits, targets.narrow(0, begin, rows), loss);
   };
-  head(kernels, h, weight, dh, chunk_loss, weight_gradient(weight, k));
+  const auto gradient = weight_gradient(weight, k);
+  const auto score = row_score(kernels, weight, row_scores);
+  auto use = [&](const at::Tensor& dlogits, const at::Tensor& h_chunk, int64_t begin,
+                 int64_t rows) {
+    gradient(dlogits, h_chunk, begin, rows);
+    if (row_scores.defined()) score(dlogits, h_chunk, begin, rows);
+  };
+  head(kernels, h, weight, dh, chunk_loss, use);
 }
 
 at::Tensor cross_entropy_head_scores(const Kernels& kernels, const at::Tensor& h,
@@ -58,13 +74,7 @@ at::Tensor cross_entropy_head_scores(const Kernels& kernels, const at::Tensor& h
     log_p.narrow(0, begin, rows).copy_(log_probabilities(logits, chosen));
     kernels.cross_entropy_rows(logits, chosen, loss);
   };
-  auto score = [&](const at::Tensor& dlogits, const at::Tensor& h_chunk, int64_t begin,
-                   int64_t rows) {
-    if (!weight.direction) return;
-    kernels.add_row_products(dlogits, at::mm(h_chunk, weight.direction->value.t()), 1.0,
-                             row_scores.narrow(0, begin, rows));
-  };
-  head(kernels, h, weight, dh, chunk_loss, score);
+  head(kernels, h, weight, dh, chunk_loss, row_score(kernels, weight, row_scores));
   return log_p;
 }
 

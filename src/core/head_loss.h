@@ -12,9 +12,11 @@ namespace safegrad {
 
 /// loss [1] f64 += cross-entropy of h Wᵀ, summed over the n scored rows. h [n, D], targets [n],
 /// W [V, D]. If dh [n, D] is defined: dh <- gradient of the sum with respect to h, and W's gradient
-/// of objective k is added to.
+/// of objective k is added to. If row_scores [n] f64 is defined and W trains: row_scores += ⟨the
+/// row's part of W's gradient, W's direction⟩.
 void cross_entropy_head(const Kernels& kernels, const at::Tensor& h, const at::Tensor& targets,
-                        Parameter& weight, size_t k, at::Tensor dh, at::Tensor loss);
+                        Parameter& weight, size_t k, at::Tensor dh, at::Tensor loss,
+                        const at::Tensor& row_scores = {});
 
 /// loss [1] f64 += KL(p_ref ‖ p), summed over the n rows, p = softmax(h Wᵀ),
 /// p_ref = softmax(h_ref W_refᵀ): arXiv:2508.07172 Eq. 6. The reference's last hidden states
@@ -23,9 +25,8 @@ void kl_head(const Kernels& kernels, const at::Tensor& h, const at::Tensor& h_re
              Parameter& weight, const at::Tensor& reference_weight, size_t k, at::Tensor dh,
              at::Tensor loss);
 
-/// The cross-entropy with scores in place of W's gradient: dh as in cross_entropy_head, and where W
-/// trains row_scores [n] f64 += ⟨the row's part of W's gradient, W's direction⟩. Returns the
-/// log-probability of each target, [n] f64.
+/// The cross-entropy with scores in place of W's gradient: dh and row_scores as in
+/// cross_entropy_head. Returns the log-probability of each target, [n] f64.
 at::Tensor cross_entropy_head_scores(const Kernels& kernels, const at::Tensor& h,
                                      const at::Tensor& targets, const Parameter& weight,
                                      at::Tensor dh, const at::Tensor& row_scores);

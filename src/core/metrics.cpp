@@ -43,6 +43,7 @@ std::string to_json_line(const StepRecord& record) {
   put("loss_task", record.loss_task);
   put_if("loss_align", record.loss_align);
   if (record.align_renewed) put("align_renewed", *record.align_renewed);
+  put_if("gated", record.gated);
   put("uu", record.uu);
   put_if("ua", record.ua);
   put_if("aa", record.aa);

@@ -32,6 +32,7 @@ struct StepRecord {
   /// With objective.align_every > 1: this step computed the alignment gradient; if not, loss_align
   /// and aa are of the last step that did, and ua is of this step's task gradient with that one.
   std::optional<bool> align_renewed;
+  std::optional<int64_t> gated;  ///< with objective.gate: task draws that the step left out
   double uu = 0;
   bool conflict = false;
   double c_task = 1;

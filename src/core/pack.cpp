@@ -87,6 +87,11 @@ PackedBatch upload(PackedBatch batch, const Backend& backend) {
   return batch;
 }
 
+void add_row_scores(const PackedBatch& batch, const at::Tensor& row_scores) {
+  at::Tensor(batch.token_scores)
+      .index_add_(0, batch.scored.narrow(0, 0, row_scores.size(0)), row_scores);
+}
+
 int64_t scored_rows(const ObjectiveData& data, int64_t i) {
   return data.all_positions ? data.file->length(i) : data.file->scored(i);
 }

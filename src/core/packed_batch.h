@@ -27,8 +27,8 @@ struct PackedBatch {
   at::Tensor scored;   ///< i64 [S] rows whose next token is scored, ascending per objective
   at::Tensor targets;  ///< i64 [S] that next token
   std::vector<int64_t> scored_segments;  ///< [K + 1]
-  /// f64 [T] or undefined: layers add to it, in place of their weight gradients, each token's part
-  /// of ⟨weight gradient, Parameter::direction⟩. One objective.
+  /// f64 [tokens of objective 0] or undefined: layers add to it each token's part of ⟨weight
+  /// gradient, Parameter::direction⟩.
   at::Tensor token_scores;
   at::Tensor
       reference_hidden;  ///< [rows of the KL objective, D] of the reference model, or undefined
@@ -37,5 +37,8 @@ struct PackedBatch {
   int64_t sequences() const { return static_cast<int64_t>(cu_seqlens.size()) - 1; }
   size_t objectives() const { return segments.size() - 1; }
 };
+
+/// token_scores of the batch += those of objective 0's scored rows, f64 [rows].
+void add_row_scores(const PackedBatch& batch, const at::Tensor& row_scores);
 
 }  // namespace safegrad

@@ -31,8 +31,8 @@ struct Parameter {
   at::Tensor value;
   std::vector<at::Tensor> grads;
   std::vector<bool> fresh;  ///< grads[k] holds nothing yet: the first write overwrites
-  /// Where scores are wanted in place of gradients (PackedBatch::token_scores): `value` of it is
-  /// the direction that gradients are multiplied with. Else null.
+  /// Where tokens are scored (PackedBatch::token_scores): `value` of it is the direction that
+  /// gradients are multiplied with. Else null.
   const Parameter* direction = nullptr;
 
   int64_t numel() const;

@@ -39,6 +39,18 @@ bool fill(const std::vector<Item>& items, int64_t max_tokens, std::vector<Bin>& 
 
 }  // namespace
 
+std::vector<std::vector<int64_t>> samples_by_rank(const StepPlan& plan, size_t k) {
+  std::vector<std::vector<int64_t>> samples(plan.assignment.front().size());
+  for (const auto& micro_batch : plan.assignment) {
+    for (size_t r = 0; r < samples.size(); ++r) {
+      for (const Draw& draw : micro_batch[r]) {
+        if (draw.objective == k) samples[r].push_back(draw.sample);
+      }
+    }
+  }
+  return samples;
+}
+
 std::vector<int64_t> epoch_order(int64_t n, uint64_t seed, size_t objective, int64_t epoch) {
   std::vector<int64_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), int64_t{0});
@@ -94,10 +106,12 @@ std::vector<Draw> Planner::draws(int64_t step, bool all) const {
   return result;
 }
 
-StepPlan Planner::plan(int64_t step, bool all) const {
+StepPlan Planner::plan(int64_t step, bool all, const std::vector<int64_t>& left_out) const {
   std::vector<Item> items;
   int64_t total = 0;
   for (const Draw& draw : draws(step, all)) {
+    if (draw.objective == 0 && std::binary_search(left_out.begin(), left_out.end(), draw.sample))
+      continue;
     const Stream& stream = streams_[draw.objective];
     const auto i = static_cast<size_t>(draw.sample);
     const double cost = static_cast<double>(stream.lengths[i]) +

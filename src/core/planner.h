@@ -18,6 +18,9 @@ struct StepPlan {
   std::vector<std::vector<std::vector<Draw>>> assignment;
 };
 
+/// By rank, the samples of objective k in the order in which the rank runs them.
+std::vector<std::vector<int64_t>> samples_by_rank(const StepPlan& plan, size_t k);
+
 /// Which steps it is an objective's turn: steps first .. first + count − 1 of every `period`.
 struct Turns {
   int64_t period = 1, first = 0, count = 1;
@@ -55,8 +58,9 @@ class Planner {
   Planner(std::vector<Stream> streams, int64_t ranks, int64_t max_tokens, uint64_t seed,
           int64_t total_task_samples, double scored_cost);
 
-  /// `all`: draws also from streams that are not due, what their last turn drew.
-  StepPlan plan(int64_t step, bool all = false) const;
+  /// `all`: draws also from streams that are not due, what their last turn drew. `left_out`: task
+  /// samples, ascending, that are drawn but do not run.
+  StepPlan plan(int64_t step, bool all = false, const std::vector<int64_t>& left_out = {}) const;
   /// Samples of objective k that step `step` draws, in stream order.
   std::vector<Draw> draws(int64_t step, bool all = false) const;
 

@@ -101,19 +101,13 @@ void append_samples(const TokenScores& found, const PackedBatch& batch,
 // Every rank's values, in the order of its draws, to their samples.
 std::vector<AuditedSample> exchange(Mesh& mesh, const StepPlan& plan, int64_t samples,
                                     std::vector<double> values) {
-  const auto ranks = static_cast<size_t>(mesh.world().size());
-  std::vector<std::vector<int64_t>> drawn(ranks);
-  for (const auto& micro_batch : plan.assignment) {
-    for (size_t r = 0; r < ranks; ++r) {
-      for (const Draw& draw : micro_batch[r]) drawn[r].push_back(draw.sample);
-    }
-  }
+  const std::vector<std::vector<int64_t>> drawn = samples_by_rank(plan, 0);
   size_t most = 0;
   for (const auto& list : drawn) most = std::max(most, list.size());
   values.resize(2 * most, 0.0);
   const std::vector<double> all = all_gather_doubles(mesh.world(), values);
   std::vector<AuditedSample> result(static_cast<size_t>(samples));
-  for (size_t r = 0; r < ranks; ++r) {
+  for (size_t r = 0; r < drawn.size(); ++r) {
     for (size_t i = 0; i < drawn[r].size(); ++i) {
       const double* pair = all.data() + 2 * (r * most + i);
       result[static_cast<size_t>(drawn[r][i])] = {pair[0], pair[1]};

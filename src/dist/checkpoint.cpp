@@ -1,6 +1,7 @@
 #include "dist/checkpoint.h"
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <span>
@@ -20,6 +21,7 @@ namespace {
 constexpr const char* kTensors[] = {"master", "m", "v"};
 constexpr const char* kAlign = "align";
 constexpr const char* kAnchor = "anchor";
+constexpr const char* kScores = "gate.scores";
 constexpr int64_t kMostElements = int64_t{1} << 48;
 
 /// What the metadata of a shard says about a unit.
@@ -113,8 +115,8 @@ void CheckpointWriter::start(int64_t step, bool keep_one_more) {
   manifest_.step = step;
   manifest_.updates = trainer_.updates();
   manifest_.align.reset();
-  if (const auto held = trainer_.held_for(step))
-    manifest_.align = {static_cast<int64_t>(held->tokens), held->loss};
+  if (const auto held = trainer_.kept_for(step))
+    manifest_.align = {static_cast<int64_t>(held->tokens), held->loss, held->aa};
   own_ = {};
   // One rank alone may be out of memory or threads.
   agree(mesh_.world(), [&] {
@@ -136,6 +138,8 @@ void CheckpointWriter::start(int64_t step, bool keep_one_more) {
 
 void CheckpointWriter::copy_state() {
   std::vector<ShardedUnit>& units = trainer_.engine().units();
+  // All ranks have the same scores.
+  if (trainer_.gate() && mesh_.world().rank() == 0) scores_ = trainer_.gate()->scores();
   copies_.resize(units.size());
   for (size_t u = 0; u < units.size(); ++u) {
     if (!units[u].trains()) continue;
@@ -177,6 +181,8 @@ void CheckpointWriter::write_shard() {
           {copy.name + "." + tensor, Dtype::f32, {static_cast<int64_t>(values.size())}});
     }
   }
+  if (!scores_.empty())
+    entries.push_back({kScores, Dtype::f64, {static_cast<int64_t>(scores_.size())}});
   Sha256 hash;
   SafetensorsWriter writer(path, entries, metadata, &hash);
   // A job that fails waits for this thread: it looks up between pieces, and none is long to sync.
@@ -197,6 +203,7 @@ void CheckpointWriter::write_shard() {
       }
     }
   }
+  if (!scores_.empty()) writer.append(std::as_bytes(std::span(scores_)));
   SAFEGRAD_CHECK(!broken_off_, RunError, "{}: broken off", path);
   writer.finish();
   own_ = {hash.hex(), hash.bytes()};
@@ -290,6 +297,20 @@ class SavedState {
     }
   }
 
+  /// The gate's scores of `samples` task samples; empty where none were saved. Throws InputError
+  /// where they are of another number of samples.
+  std::vector<double> scores(int64_t samples) const {
+    const SafetensorsFile& file = files_.front();
+    if (!file.tensors().contains(kScores)) return {};
+    const TensorView& view = file.at(kScores);
+    SAFEGRAD_CHECK(view.dtype == Dtype::f64 && view.numel() == samples, InputError,
+                   "{}: {} has {} numbers of {}; data.task has {} samples, each with one of F64",
+                   file.path(), kScores, view.numel(), name_of(view.dtype), samples);
+    std::vector<double> scores(static_cast<size_t>(samples));
+    std::memcpy(scores.data(), view.bytes.data(), view.bytes.size());
+    return scores;
+  }
+
   size_t units() const { return units_.size(); }
   /// All shards have this tensor of the unit.
   bool has(const std::string& unit, const char* tensor) const {
@@ -344,7 +365,15 @@ void restore_checkpoint(Trainer& trainer, Mesh& mesh, const std::string& folder,
       unit.follow_master();
     }
     trainer.set_updates(manifest.updates);
-    if (holds) trainer.hold({static_cast<double>(manifest.align->tokens), manifest.align->loss});
+    if (holds) {
+      trainer.hold(
+          {static_cast<double>(manifest.align->tokens), manifest.align->loss, manifest.align->aa});
+    }
+    // A run that has only now got a gate has no scores yet.
+    if (Gate* gate = trainer.gate()) {
+      std::vector<double> scores = saved.scores(static_cast<int64_t>(gate->scores().size()));
+      if (!scores.empty()) gate->set_scores(std::move(scores));
+    }
   });
   mesh.shard_group().finish_shard_writes();
 }

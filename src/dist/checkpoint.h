@@ -3,9 +3,10 @@
 //
 // One file for each rank of the first replica, with tensors NAME.master, NAME.m, NAME.v (f32, flat)
 // for every unit that trains, and NAME.align where the next step uses the last alignment gradient
-// again (as a sum over its tokens), NAME.anchor where it uses rule lisa's anchor: elements [begin,
-// end) of the unit's trainable parameters laid end to end, without padding. The metadata under the
-// unit's name says which. Frozen weights come from where training started. Samples and dropout
+// (as a sum over its tokens), NAME.anchor where it uses rule lisa's anchor: elements [begin, end)
+// of the unit's trainable parameters laid end to end, without padding. The metadata under the
+// unit's name says which. With objective.gate the first file also has gate.scores (f64, one a task
+// sample, NaN: never scored). Frozen weights come from where training started. Samples and dropout
 // follow from the step's number.
 #pragma once
 #include <atomic>
@@ -29,7 +30,8 @@ namespace safegrad::dist {
 ///   advance  once no rank is still writing: the first time, rank 0's thread seals the checkpoint
 ///            and prunes old ones; the second time it is over
 /// Threads touch files and plain memory only. Host memory: 12 bytes a trainable element of the
-/// shard, 16 with objective.align_every or rule lisa, kept from one checkpoint to the next.
+/// shard, 16 with objective.align_every, objective.gate or rule lisa, kept from one checkpoint to
+/// the next.
 class CheckpointWriter {
  public:
   /// `facts`: config, inputs and versions for the manifest, and as `step` where the run begins.
@@ -71,6 +73,7 @@ class CheckpointWriter {
   std::function<void()> before_seal_;
   int64_t sealed_;  // step of the last checkpoint that was begun to be sealed
   std::vector<Copy> copies_;
+  std::vector<double> scores_;  // of the gate
   WrittenShard own_;
   Phase phase_ = Phase::idle;
   std::atomic<bool> busy_{false}, broken_off_{false};

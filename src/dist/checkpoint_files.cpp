@@ -122,7 +122,8 @@ std::string to_json(const Manifest& m) {
   json["format"] = kFormat;
   json["step"] = m.step;
   json["updates"] = m.updates;
-  if (m.align) json["align"] = {{"tokens", m.align->tokens}, {"loss", m.align->loss}};
+  if (m.align)
+    json["align"] = {{"tokens", m.align->tokens}, {"loss", m.align->loss}, {"aa", m.align->aa}};
   json["ranks"] = m.ranks;
   json["shards"] = m.shards;
   json["inputs"] = m.inputs;
@@ -144,9 +145,11 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   m.updates = json.integer("updates", 0, m.step);
   if (const nlohmann::json* align = json.find("align")) {
     const JsonObject held(*align, where + ": align");
-    const nlohmann::json* loss = held.find("loss");
+    const nlohmann::json *loss = held.find("loss"), *aa = held.find("aa");
     if (!loss || !loss->is_number()) held.refuse("loss", "a number");
-    m.align = {held.integer("tokens", 1, kMost), loss->get<double>()};
+    // Without in checkpoints from before objective.gate, which alone asks for it.
+    if (aa && !aa->is_number()) held.refuse("aa", "a number");
+    m.align = {held.integer("tokens", 1, kMost), loss->get<double>(), aa ? aa->get<double>() : 0.0};
   }
   m.ranks = json.integer("ranks", 1, kMaxRanks);
   m.shards = json.integer("shards", 1, m.ranks);

@@ -25,11 +25,11 @@ struct Manifest {
   std::map<std::string, std::string> config;  ///< config_values() of the resolved config
   std::map<std::string, std::string> inputs;  ///< fingerprints of model and data, by what they are
   std::map<std::string, std::string> versions;
-  /// Of the alignment gradient in the shards, where the next step uses it again: its scored
-  /// tokens, and its loss as a sum over them.
+  /// Of the alignment gradient in the shards, where the next step uses it: its scored tokens, its
+  /// loss as a sum over them, and the mean gradient's inner product with itself.
   struct Align {
     int64_t tokens = 0;
-    double loss = 0;
+    double loss = 0, aa = 0;
   };
   std::optional<Align> align;
 };

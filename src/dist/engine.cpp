@@ -39,6 +39,8 @@ Engine::Engine(CausalLM& model, Mesh& mesh, EngineOptions options)
         std::make_unique<ShardedUnit>(Unit{"reference head", {frozen_head_.get()}, false},
                                       objectives(), options_.sharding, mesh_, buffers_);
   }
+  if (options_.keep_direction)
+    directions_ = std::make_unique<Directions>(model_, options_.sharding, mesh_, buffers_);
 }
 
 Engine::~Engine() = default;
@@ -73,11 +75,12 @@ uint64_t Engine::fingerprint() {
   return total;
 }
 
-void Engine::begin_step() {
+void Engine::begin_step(bool scores) {
   computed_.clear();
   clock_.enter(Phase::gather);
-  for (ShardedUnit& unit : units_) {
-    if (unit.unit().resident) unit.finish_gather();
+  for (size_t u = 0; u < units_.size(); ++u) {
+    if (!units_[u].unit().resident) continue;
+    for (ShardedUnit* unit : group_of({u}, scores)) unit->finish_gather();
   }
 }
 
@@ -87,22 +90,37 @@ void Engine::end_step() {
     if (!unit.unit().resident) continue;
     unit.start_reduce();
     unit.finish_reduce();
-    unit.release();
   }
+  release_resident();
   for (ShardedUnit& unit : units_) unit.reduce_replicas(computed_);
 }
 
 void Engine::release_resident() {
-  for (ShardedUnit& unit : units_) {
-    if (unit.unit().resident) unit.release();
+  for (size_t u = 0; u < units_.size(); ++u) {
+    if (!units_[u].unit().resident) continue;
+    for (ShardedUnit* unit : group_of({u}, directions_ != nullptr)) unit->release();
   }
 }
 
-std::vector<ShardedUnit*> Engine::head_group() {
-  std::vector<ShardedUnit*> group;
-  for (size_t i : model_.head_units()) group.push_back(&units_[i]);
+std::vector<ShardedUnit*> Engine::head_group(bool directions) {
+  std::vector<ShardedUnit*> group = group_of(model_.head_units(), directions);
   if (frozen_head_unit_) group.push_back(frozen_head_unit_.get());
   return group;
+}
+
+// Of a pass with a backward; `head`: what the head reads.
+std::vector<ShardedUnit*> Engine::gather_order(const std::vector<ShardedUnit*>& head, bool scores) {
+  std::vector<ShardedUnit*> order = {&units_[model_.embedding_unit()]};
+  auto append = [&order](const std::vector<ShardedUnit*>& more) {
+    order.insert(order.end(), more.begin(), more.end());
+  };
+  for (int64_t b = 0; b < model_.blocks(); ++b) order.push_back(&units_[model_.block_unit(b)]);
+  append(head);
+  const int64_t lowest = model_.lowest_trainable_block();
+  for (int64_t b = model_.blocks() - 1; b >= std::max<int64_t>(0, lowest); --b)
+    append(group_of({model_.block_unit(b)}, scores));
+  if (scores && lowest < 0) order.push_back(directions_->of(model_.embedding_unit()));
+  return order;
 }
 
 Parameter& Engine::reference_head() {
@@ -130,7 +148,7 @@ at::Tensor Engine::run_blocks(const PackedBatch& batch, GatherQueue& gathers, in
 }
 
 void Engine::score(const PackedBatch& batch, size_t k, const at::Tensor& h, at::Tensor& dh,
-                   const at::Tensor& loss) {
+                   const at::Tensor& loss, const at::Tensor& row_scores) {
   const int64_t begin = batch.scored_segments[k], rows = batch.scored_segments[k + 1] - begin;
   const at::Tensor h_k = h.narrow(0, begin, rows);
   const at::Tensor dh_k = dh.narrow(0, begin, rows);
@@ -139,21 +157,26 @@ void Engine::score(const PackedBatch& batch, size_t k, const at::Tensor& h, at::
             loss);
   } else {
     cross_entropy_head(kernels(), h_k, batch.targets.narrow(0, begin, rows), model_.head(), k, dh_k,
-                       loss);
+                       loss, k == 0 ? row_scores : at::Tensor());
   }
 }
 
 // dx [T, D] of the last block's output. Logits exist only for scored rows, a chunk at a time.
 at::Tensor Engine::head_forward_backward(const PackedBatch& batch, const at::Tensor& x,
+                                         const std::vector<ShardedUnit*>& group,
                                          GatherQueue& gathers, PassSums& sums) {
-  const auto group = head_group();
   gathers.next(group.size());
   clock_.enter(Phase::head);
   for (size_t i : model_.head_units()) units_[i].lend_gradients(active_, first_);
   const at::Tensor x_scored = x.index_select(0, batch.scored);
   const at::Tensor h = model_.final_norm(x_scored);
   at::Tensor dh = at::empty_like(h);
-  for (size_t k : active_) score(batch, k, h, dh, sums.loss.narrow(0, static_cast<int64_t>(k), 1));
+  at::Tensor row_scores;
+  if (batch.token_scores.defined())
+    row_scores = at::zeros({batch.scored_segments[1]}, batch.token_scores.options());
+  for (size_t k : active_)
+    score(batch, k, h, dh, sums.loss.narrow(0, static_cast<int64_t>(k), 1), row_scores);
+  if (row_scores.defined()) add_row_scores(batch, row_scores);
   at::Tensor dx = at::zeros_like(x);
   dx.index_copy_(0, batch.scored, model_.final_norm_backward(x_scored, dh, batch));
   for (ShardedUnit* unit : group) unit->release();
@@ -165,7 +188,8 @@ void Engine::blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kep
   const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
   for (int64_t b = model_.blocks() - 1; b >= lowest; --b) {
     ShardedUnit& unit = units_[model_.block_unit(b)];
-    gathers.next();
+    const auto group = group_of({model_.block_unit(b)}, batch.token_scores.defined());
+    gathers.next(group.size());
     clock_.enter(Phase::backward);
     auto& activations = kept.activations[static_cast<size_t>(b)];
     if (!activations)
@@ -174,7 +198,7 @@ void Engine::blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kep
     unit.lend_gradients(active_, first_);
     const bool need_dx = b > lowest || model_.lowest_trainable_block() < 0;
     dx = model_.backward_block(b, std::move(activations), std::move(dx), batch, need_dx);
-    unit.release();
+    for (ShardedUnit* read : group) read->release();
     clock_.enter(Phase::reduce);
     unit.start_reduce();
     if (reducing_) reducing_->finish_reduce();
@@ -183,7 +207,10 @@ void Engine::blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kep
   clock_.enter(Phase::backward);
   if (model_.lowest_trainable_block() < 0) {
     units_[model_.embedding_unit()].lend_gradients(active_, first_);  // tied: the head's buffer
+    if (batch.token_scores.defined()) gathers.next();
+    clock_.enter(Phase::backward);
     model_.embed_backward(batch, dx);
+    if (batch.token_scores.defined()) directions_->of(model_.embedding_unit())->release();
   }
 }
 
@@ -216,20 +243,18 @@ void Engine::forward_backward(const PackedBatch& batch, const std::vector<size_t
     const auto place = std::lower_bound(computed_.begin(), computed_.end(), k);
     if (place == computed_.end() || *place != k) computed_.insert(place, k);
   }
-  const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
-  std::vector<ShardedUnit*> order = {&units_[model_.embedding_unit()]};
-  for (int64_t b = 0; b < model_.blocks(); ++b) order.push_back(&units_[model_.block_unit(b)]);
-  for (ShardedUnit* unit : head_group()) order.push_back(unit);
-  for (int64_t b = model_.blocks() - 1; b >= lowest; --b)
-    order.push_back(&units_[model_.block_unit(b)]);
-  GatherQueue gathers(std::move(order), clock_);
+  const bool scores = batch.token_scores.defined();
+  const auto head = head_group(scores);
+  GatherQueue gathers(gather_order(head, scores), clock_);
 
   if (model_.adapter_unit() >= 0)
     units_[static_cast<size_t>(model_.adapter_unit())].lend_gradients(active_, first_);
-  sums.flops += model_.flops(batch).total();
+  const Flops flops = model_.flops(batch);
+  sums.flops += flops.total() + (scores ? flops.scores : 0.0);
   Kept kept(model_.blocks());
+  const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
   at::Tensor x = run_blocks(batch, gathers, lowest, &kept);
-  at::Tensor dx = head_forward_backward(batch, x, gathers, sums);
+  at::Tensor dx = head_forward_backward(batch, x, head, gathers, sums);
   x.reset();
   for (size_t k : active_) {
     if (options_.losses[k] != Loss::kl) continue;
@@ -237,8 +262,13 @@ void Engine::forward_backward(const PackedBatch& batch, const std::vector<size_t
     sums.flops += 2.0 * static_cast<double>(rows * reference_head().numel());
   }
   blocks_backward(batch, gathers, kept, std::move(dx));
+  if (scores) append_scores(batch, sums);
+  reduce_last();
+  clock_.enter(Phase::other);
+}
 
-  // The head's gradients (and a tied embedding's, complete only now) are reduced last.
+// The head's gradients (and a tied embedding's, complete only now) are reduced last.
+void Engine::reduce_last() {
   clock_.enter(Phase::reduce);
   std::vector<size_t> last = model_.head_units();
   const size_t embedding = model_.embedding_unit();
@@ -251,7 +281,6 @@ void Engine::forward_backward(const PackedBatch& batch, const std::vector<size_t
     units_[embedding].start_reduce();
     units_[embedding].finish_reduce();
   }
-  clock_.enter(Phase::other);
 }
 
 at::Tensor Engine::hidden(const PackedBatch& batch) {

@@ -25,6 +25,7 @@ struct EngineOptions {
   std::vector<Loss> losses = {Loss::cross_entropy};  ///< one per objective
   bool keep_reference_head = false;  ///< a frozen head of its own for the KL's reference
   bool keep_anchor = false;          ///< weights of an earlier step, for a proximal term
+  bool keep_direction = false;       ///< steps score the tokens of objective 0 along a direction
   ShardingOptions sharding;
   Recompute recompute = Recompute::none;
 };
@@ -33,6 +34,9 @@ struct EngineOptions {
 struct PassSums {
   at::Tensor loss;   ///< [K] f64 on the device, each summed over scored positions
   double flops = 0;  ///< necessary matrix products (design §2), the reference head included
+  /// f64 on the device: a score for each sequence of objective 0 that ran, in order; undefined
+  /// where none is scored.
+  at::Tensor scores;
 };
 
 /// What a scoring pass finds of every token.
@@ -69,16 +73,19 @@ class Engine {
   size_t objectives() const { return options_.losses.size(); }
   at::ScalarType compute_dtype() const { return options_.sharding.compute_dtype; }
 
-  /// Brackets the micro-batches of a step: resident units are gathered, and reduced after the last.
-  /// An objective that is in none of them keeps its gradient of an earlier step.
-  void begin_step();
+  /// Brackets the micro-batches of a step: resident units are gathered, with `scores` their
+  /// directions, too, and reduced after the last. An objective that is in none of them keeps its
+  /// gradient of an earlier step.
+  void begin_step(bool scores = false);
   void end_step();
   /// Releases what begin_step gathered, where no gradient was computed in between.
   void release_resident();
 
   /// One pass, two gradients: forward and backward of all objectives in `active` (those of the
   /// batch), gradients into the units, losses added to `sums`. `first`: the step's first
-  /// contribution of these objectives.
+  /// contribution of these objectives. Where the batch has token_scores, all zero, every sequence
+  /// of objective 0 is scored beside its gradient: ⟨its summed gradient, direction⟩ is appended to
+  /// sums.scores. Directions are gathered with their units.
   void forward_backward(const PackedBatch& batch, const std::vector<size_t>& active, bool first,
                         PassSums& sums);
   PassSums zero_sums() const;
@@ -103,7 +110,8 @@ class Engine {
   at::Tensor inner_products() const;
 
   /// The direction of later scores <- `scale` times the accumulated gradient of objective k, in the
-  /// compute dtype: one more shard of the trainable parameters. Collective; no rank is in a pass.
+  /// compute dtype: one more shard of the trainable parameters. Collective; all ranks have
+  /// exchanged scalars since their last pass, so that none is still reading the direction.
   void point_along_gradient(size_t k, double scale);
   /// Forward and backward of the cross-entropy of objective 0, the batch's only one, with scores in
   /// place of gradients: no weight gradient is computed, kept or reduced. Blocks and their
@@ -120,16 +128,19 @@ class Engine {
   struct Kept;
   at::Tensor run_blocks(const PackedBatch& batch, GatherQueue& gathers, int64_t lowest_kept,
                         Kept* kept);
+  std::vector<ShardedUnit*> gather_order(const std::vector<ShardedUnit*>& head, bool scores);
   at::Tensor head_forward_backward(const PackedBatch& batch, const at::Tensor& x,
-                                   GatherQueue& gathers, PassSums& sums);
+                                   const std::vector<ShardedUnit*>& group, GatherQueue& gathers,
+                                   PassSums& sums);
   void blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kept& kept, at::Tensor dx);
+  void reduce_last();
   void score(const PackedBatch& batch, size_t objective, const at::Tensor& h, at::Tensor& dh,
-             const at::Tensor& loss);
+             const at::Tensor& loss, const at::Tensor& row_scores);
   at::Tensor score_head(PackedBatch& batch, const at::Tensor& x, GatherQueue& gathers,
                         at::Tensor& log_p);
-  void score_blocks(const PackedBatch& batch, GatherQueue& gathers, Kept& kept, at::Tensor dx);
-  std::vector<ShardedUnit*> with_directions(const std::vector<size_t>& units);
-  std::vector<ShardedUnit*> head_group();
+  std::vector<ShardedUnit*> group_of(const std::vector<size_t>& units, bool directions);
+  std::vector<ShardedUnit*> head_group(bool directions = false);
+  void append_scores(const PackedBatch& batch, PassSums& sums) const;
   Parameter& reference_head();
 
   CausalLM& model_;
@@ -141,7 +152,7 @@ class Engine {
   std::vector<std::string> blocks_;
   std::unique_ptr<Parameter> frozen_head_;  // p_ref's output matrix where the head trains
   std::unique_ptr<ShardedUnit> frozen_head_unit_;
-  std::unique_ptr<Directions> directions_;  // once point_along_gradient was called
+  std::unique_ptr<Directions> directions_;  // of scores
   ShardedUnit* reducing_ = nullptr;         // its reduce-scatters are under way
   std::vector<size_t> active_;
   std::vector<size_t> computed_;  // objectives of this step, ascending

@@ -15,8 +15,6 @@ namespace safegrad::dist {
 void Engine::point_along_gradient(size_t k, double scale) {
   if (!directions_)
     directions_ = std::make_unique<Directions>(model_, options_.sharding, mesh_, buffers_);
-  // A rank may still be reading the last direction out of this one's memory.
-  mesh_.shard_group().barrier();
   for (size_t u = 0; u < units_.size(); ++u) {
     if (ShardedUnit* direction = directions_->of(u))
       direction->set_frozen(units_[u].gradient_shard(k).mul(scale));
@@ -24,20 +22,30 @@ void Engine::point_along_gradient(size_t k, double scale) {
   mesh_.shard_group().finish_shard_writes();
 }
 
-// Each unit, then its direction.
-std::vector<ShardedUnit*> Engine::with_directions(const std::vector<size_t>& units) {
+// Each unit, then its direction where it has one and `directions` are wanted.
+std::vector<ShardedUnit*> Engine::group_of(const std::vector<size_t>& units, bool directions) {
   std::vector<ShardedUnit*> all;
   for (size_t u : units) {
     all.push_back(&units_[u]);
-    if (directions_->of(u)) all.push_back(directions_->of(u));
+    if (directions && directions_->of(u)) all.push_back(directions_->of(u));
   }
   return all;
+}
+
+// In the order of the sequences; sums over tokens in one order, so with the same bits every time.
+void Engine::append_scores(const PackedBatch& batch, PassSums& sums) const {
+  std::vector<at::Tensor> scores = {sums.scores};
+  for (size_t i = 0; batch.cu_seqlens[i] < batch.segments[1]; ++i) {
+    const int64_t begin = batch.cu_seqlens[i], end = batch.cu_seqlens[i + 1];
+    scores.push_back(batch.token_scores.narrow(0, begin, end - begin).sum().view({1}));
+  }
+  sums.scores = at::cat(scores);
 }
 
 // dx [T, D] of the last block's output.
 at::Tensor Engine::score_head(PackedBatch& batch, const at::Tensor& x, GatherQueue& gathers,
                               at::Tensor& log_p) {
-  const auto group = with_directions(model_.head_units());
+  const auto group = group_of(model_.head_units(), true);
   gathers.next(group.size());
   clock_.enter(Phase::head);
   const at::Tensor x_scored = x.index_select(0, batch.scored);
@@ -45,33 +53,11 @@ at::Tensor Engine::score_head(PackedBatch& batch, const at::Tensor& x, GatherQue
   const at::Tensor dh = at::empty_like(h);
   const at::Tensor row_scores = at::zeros({h.size(0)}, batch.token_scores.options());
   log_p = cross_entropy_head_scores(kernels(), h, batch.targets, model_.head(), dh, row_scores);
-  batch.token_scores.index_add_(0, batch.scored, row_scores);
+  add_row_scores(batch, row_scores);
   at::Tensor dx = at::zeros_like(x);
   dx.index_copy_(0, batch.scored, model_.final_norm_backward(x_scored, dh, batch));
   for (ShardedUnit* unit : group) unit->release();
   return dx;
-}
-
-void Engine::score_blocks(const PackedBatch& batch, GatherQueue& gathers, Kept& kept,
-                          at::Tensor dx) {
-  const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
-  for (int64_t b = model_.blocks() - 1; b >= lowest; --b) {
-    const auto group = with_directions({model_.block_unit(b)});
-    gathers.next(group.size());
-    clock_.enter(Phase::backward);
-    auto& activations = kept.activations[static_cast<size_t>(b)];
-    at::Tensor& input = kept.inputs[static_cast<size_t>(b)];
-    if (!activations) model_.forward_block(b, input, batch, &activations);
-    input.reset();
-    const bool need_dx = b > lowest || model_.lowest_trainable_block() < 0;
-    dx = model_.backward_block(b, std::move(activations), std::move(dx), batch, need_dx);
-    for (ShardedUnit* unit : group) unit->release();
-  }
-  if (model_.lowest_trainable_block() >= 0) return;
-  gathers.next();
-  clock_.enter(Phase::backward);
-  model_.embed_backward(batch, dx);
-  directions_->of(model_.embedding_unit())->release();
 }
 
 TokenScores Engine::score_tokens(PackedBatch batch) {
@@ -79,21 +65,11 @@ TokenScores Engine::score_tokens(PackedBatch batch) {
   SAFEGRAD_CHECK(batch.objectives() == 1, UsageError,
                  "score_tokens: got a batch of {} objectives, it takes one", batch.objectives());
   const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
-  std::vector<ShardedUnit*> order = {&units_[model_.embedding_unit()]};
-  auto append = [&order](const std::vector<ShardedUnit*>& more) {
-    order.insert(order.end(), more.begin(), more.end());
-  };
-  for (int64_t b = 0; b < model_.blocks(); ++b) order.push_back(&units_[model_.block_unit(b)]);
-  append(with_directions(model_.head_units()));
-  for (int64_t b = model_.blocks() - 1; b >= lowest; --b)
-    append(with_directions({model_.block_unit(b)}));
-  if (model_.lowest_trainable_block() < 0)
-    order.push_back(directions_->of(model_.embedding_unit()));
   ShardedUnit* const adapters = model_.adapter_unit() < 0
                                     ? nullptr
                                     : directions_->of(static_cast<size_t>(model_.adapter_unit()));
   if (adapters) adapters->finish_gather();
-  GatherQueue gathers(std::move(order), clock_);
+  GatherQueue gathers(gather_order(group_of(model_.head_units(), true), true), clock_);
 
   batch.token_scores =
       at::zeros({batch.size()}, at::TensorOptions().dtype(at::kDouble).device(backend().device()));
@@ -102,7 +78,9 @@ TokenScores Engine::score_tokens(PackedBatch batch) {
   TokenScores result;
   at::Tensor dx = score_head(batch, x, gathers, result.log_p);
   x.reset();
-  score_blocks(batch, gathers, kept, std::move(dx));
+  active_.clear();  // no objective's gradient
+  blocks_backward(batch, gathers, kept, std::move(dx));
+  reducing_ = nullptr;
   if (adapters) adapters->release();
   clock_.enter(Phase::other);
   result.scores = batch.token_scores;

@@ -63,6 +63,7 @@ Estimator::Estimator(CausalLM& model, const EngineOptions& options, const Layout
     persistent_.optimizer += unit.trainable.shard * kFloat * (compute == kFloat ? 2 : 3);
     if (options.keep_anchor) persistent_.optimizer += unit.trainable.shard * kFloat;
     persistent_.gradients += unit.trainable.shard * kFloat * objectives;
+    if (options.keep_direction) persistent_.gradients += unit.trainable.shard * compute;
   }
   for (int64_t micro_batches : {1, 2}) walks_.push_back(walk_step(micro_batches, passes_));
   reference_buffers_ = walk_step(1, {{}}).gather_buffers();  // no objective: gathers alone
@@ -93,16 +94,21 @@ MemoryEstimate Estimator::memory(const std::vector<std::vector<PackedBatch>>& mi
 }
 
 // Engine::head_forward_backward: x_scored, h and dh of the scored rows and logits of a chunk; then
-// dx, and the norm's backward with a temporary of the scored rows.
+// dx, and the norm's backward with a temporary of the scored rows. A score takes a product as large
+// as the logits.
 Memory Estimator::work_of_head(const PackedBatch& batch) const {
   const int64_t row = model_.width() * kernels_.element;
   Memory head;
   for (size_t k = 0; k < options_.losses.size(); ++k) {
     const int64_t n = std::min(kernels_.head_chunk(), rows_of(batch, k));
     head.logits = std::max(head.logits,
-                           kernels_.logits(n, model_.vocab_size(), options_.losses[k] == Loss::kl));
+                           kernels_.logits(n, model_.vocab_size(), options_.losses[k] == Loss::kl) +
+                               (k == 0 && options_.keep_direction && model_.head().trainable
+                                    ? n * model_.vocab_size() * kernels_.element
+                                    : 0));
   }
   head.activations = 3 * batch.scored_segments.back() * row;
+  if (options_.keep_direction) head.activations += batch.scored_segments[1] * kIndex;  // row scores
   return head;
 }
 
@@ -110,10 +116,13 @@ void Estimator::add_batch(const PackedBatch& batch, const Walk& walk,
                           MemoryEstimate& estimate) const {
   const int64_t x = batch.size() * model_.width() * kernels_.element;  // a block's input or output
   const int64_t scored = batch.scored_segments.back() * model_.width() * kernels_.element;
-  const int64_t rest = batch_bytes(batch, dropout_) + model_.table_bytes(batch);
+  const bool scores = options_.keep_direction;
+  const int64_t rest = batch_bytes(batch, dropout_) + model_.table_bytes(batch) +
+                       (scores ? batch.segments[1] * kIndex : 0);
   const int64_t blocks = model_.blocks();
   const int64_t lowest = std::max<int64_t>(0, model_.lowest_trainable_block());
   const BlockMemory block = model_.block_memory(batch, kernels_);
+  const int64_t backward = scores ? block.scored : block.backward;
   const bool again = options_.recompute == Recompute::block;
   int64_t reference = 0;
   for (size_t k = 0; k < options_.losses.size(); ++k) {
@@ -137,12 +146,15 @@ void Estimator::add_batch(const PackedBatch& batch, const Walk& walk,
          fmt::format("forward of block {}", blocks - 1));
   const Memory head = work_of_head(batch);
   moment(0, held(blocks) + x + head.activations, head.logits, "head");
-  moment(0, held(blocks) + 2 * x + head.activations + scored, 0, "backward of the last norm");
+  const int64_t norm_scores =
+      scores ? batch.scored_segments[1] * model_.width() * kernels_.element : 0;
+  moment(0, held(blocks) + 2 * x + head.activations + scored + norm_scores, 0,
+         "backward of the last norm");
   for (int64_t b = blocks - 1; b >= lowest; --b) {
     const int64_t windows = walk.windows_at_block()[static_cast<size_t>(b)];
     const std::string name = fmt::format("backward of block {}", b);
     if (again) moment(windows, held(b + 1) + x + block.forward, 0, name + ", recomputed");
-    moment(windows, held(b + 1) + (again ? block.kept : 0) + x + block.backward, 0, name);
+    moment(windows, held(b + 1) + (again ? block.kept : 0) + x + backward, 0, name);
     moment(walk.windows_behind_block()[static_cast<size_t>(b)], held(b) + x, 0,
            fmt::format("reductions of block {}", b));
   }
@@ -182,7 +194,8 @@ int64_t Estimator::checkpoint_bytes(bool one_more) const {
 }
 
 double Estimator::flops(const PackedBatch& batch) const {
-  double sum = model_.flops(batch).total();
+  const Flops flops = model_.flops(batch);
+  double sum = flops.total() + (options_.keep_direction ? flops.scores : 0.0);
   for (size_t k = 0; k < options_.losses.size(); ++k) {
     if (options_.losses[k] == Loss::kl)
       sum += 2.0 * static_cast<double>(rows_of(batch, k) * model_.head().numel());

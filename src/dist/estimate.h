@@ -18,7 +18,7 @@ namespace safegrad::dist {
 struct Memory {
   int64_t weights = 0;      ///< compute copy of the shards, the reference head's included
   int64_t optimizer = 0;    ///< m, v, anchor, and master weights where the compute copy is bfloat16
-  int64_t gradients = 0;    ///< accumulators, one float32 an objective
+  int64_t gradients = 0;    ///< accumulators, one float32 an objective; the direction of scores
   int64_t buffers = 0;      ///< gathered units, gradients on their way, receive windows
   int64_t activations = 0;  ///< kept for the backward, and what a block works with
   int64_t logits = 0;       ///< of a chunk of scored positions
@@ -53,13 +53,14 @@ class Estimator {
   MemoryEstimate probe_pass(const PackedBatch& batch) const;
   /// Host memory that CheckpointWriter keeps on a rank of the first replica from the first
   /// checkpoint on: master, m and v of its shard, and one tensor more if the steps hold one:
-  /// the alignment gradient that is used again, or an anchor.
+  /// the alignment gradient that is used again or scores samples, or an anchor.
   int64_t checkpoint_bytes(bool one_more) const;
   /// What this rank sends in a step of these passes, by collective; `scalars`: step_scalars().
   std::map<std::string, Traffic> traffic(int64_t micro_batches,
                                          const std::vector<std::vector<size_t>>& passes,
                                          int64_t scalars) const;
-  /// Necessary matrix products, the reference head's included, as PassSums counts them.
+  /// Necessary matrix products, the reference head's and the scores' included, as PassSums counts
+  /// them.
   double flops(const PackedBatch& batch) const;
   /// Those, and what `recompute: block` runs again.
   double executed_flops(const PackedBatch& batch) const;

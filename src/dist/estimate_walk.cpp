@@ -45,18 +45,30 @@ Walk::Walk(const CausalLM& model, const EngineOptions& options, const Layout& la
       options_(options),
       layout_(layout),
       units_(std::move(units)),
+      without_directions_(units_.size()),
       reference_head_(reference_head),
       compute_(static_cast<int64_t>(c10::elementSize(options.sharding.compute_dtype))),
       reduce_(static_cast<int64_t>(c10::elementSize(options.sharding.reduce_dtype))),
-      states_(units_.size()),
       at_block_(static_cast<size_t>(model.blocks()), 0),
-      behind_block_(at_block_) {}
+      behind_block_(at_block_) {
+  for (size_t u = 0; options.keep_direction && u < model.units().size(); ++u) {
+    if (units_[u].trainable.full == 0) continue;
+    directions_[u] = units_.size();
+    units_.push_back({{}, units_[u].trainable, units_[u].resident});
+  }
+  states_.resize(units_.size());
+}
+
+bool Walk::scores(const std::vector<size_t>& active) const {
+  return options_.keep_direction && std::find(active.begin(), active.end(), 0) != active.end();
+}
 
 void Walk::step(int64_t micro_batches, const std::vector<std::vector<size_t>>& passes) {
-  for (size_t u = 0; u < units_.size(); ++u) {
-    if (!units_[u].resident) continue;
-    start_gather(u);
-    finish_gather(u);
+  const bool scored = std::any_of(passes.begin(), passes.end(),
+                                  [this](const auto& active) { return scores(active); });
+  const size_t gathered = scored ? units_.size() : without_directions_;
+  for (size_t u = 0; u < gathered; ++u) {
+    if (units_[u].resident) finish_gather(u);
   }
   for (int64_t m = 0; m < micro_batches; ++m) {
     for (const std::vector<size_t>& active : passes) pass(active, m == 0);
@@ -73,25 +85,37 @@ void Walk::step(int64_t micro_batches, const std::vector<std::vector<size_t>>& p
   reduce_replicas(static_cast<int64_t>(computed.size()));
 }
 
-std::vector<size_t> Walk::head_group() const {
-  std::vector<size_t> group = model_.head_units();
-  if (reference_head_) group.push_back(units_.size() - 1);
+// As Engine's functions of these names.
+std::vector<size_t> Walk::group_of(const std::vector<size_t>& units, bool directions) const {
+  std::vector<size_t> group;
+  for (size_t u : units) {
+    group.push_back(u);
+    if (directions && directions_.contains(u)) group.push_back(directions_.at(u));
+  }
   return group;
 }
 
-// As Engine::forward_backward orders them.
-std::vector<size_t> Walk::gather_order() const {
+std::vector<size_t> Walk::head_group(bool scores) const {
+  std::vector<size_t> group = group_of(model_.head_units(), scores);
+  if (reference_head_) group.push_back(without_directions_ - 1);
+  return group;
+}
+
+std::vector<size_t> Walk::gather_order(const std::vector<size_t>& head, bool scores) const {
   std::vector<size_t> order = {model_.embedding_unit()};
   for (int64_t b = 0; b < model_.blocks(); ++b) order.push_back(model_.block_unit(b));
-  for (size_t u : head_group()) order.push_back(u);
-  for (int64_t b = model_.blocks() - 1; b >= std::max<int64_t>(0, model_.lowest_trainable_block());
-       --b)
-    order.push_back(model_.block_unit(b));
+  order.insert(order.end(), head.begin(), head.end());
+  const int64_t lowest = model_.lowest_trainable_block();
+  for (int64_t b = model_.blocks() - 1; b >= std::max<int64_t>(0, lowest); --b) {
+    for (size_t u : group_of({model_.block_unit(b)}, scores)) order.push_back(u);
+  }
+  if (scores && lowest < 0) order.push_back(directions_.at(model_.embedding_unit()));
   return order;
 }
 
 void Walk::pass(const std::vector<size_t>& active, bool first) {
-  const std::vector<size_t> order = gather_order();
+  const bool scored = scores(active);
+  const std::vector<size_t> head = head_group(scored), order = gather_order(head, scored);
   size_t started = 0, used = 0;
   auto start_next = [&] {
     if (started < order.size()) start_gather(order[started++]);
@@ -107,19 +131,20 @@ void Walk::pass(const std::vector<size_t>& active, bool first) {
     next(1);
     release(order[used - 1]);
   }
-  const std::vector<size_t> group = head_group();
-  next(group.size());
+  next(head.size());
   for (size_t u : model_.head_units()) lend(u, active, first);
-  for (size_t u : group) release(u);
+  for (size_t u : head) release(u);
 
   size_t reducing = units_.size();  // none
-  for (int64_t b = model_.blocks() - 1; used < order.size(); --b) {
-    const size_t unit = order[used];
-    next(1);
+  const int64_t lowest = model_.lowest_trainable_block();
+  for (int64_t b = model_.blocks() - 1; b >= std::max<int64_t>(0, lowest); --b) {
+    const size_t unit = model_.block_unit(b);
+    const std::vector<size_t> group = group_of({unit}, scored);
+    next(group.size());
     lend(unit, active, first);
     int64_t& during = at_block_[static_cast<size_t>(b)];
     during = std::max(during, windows_);
-    release(unit);
+    for (size_t u : group) release(u);
     start_reduce(unit);
     int64_t& behind = behind_block_[static_cast<size_t>(b)];
     behind = std::max(behind, windows_);
@@ -127,7 +152,11 @@ void Walk::pass(const std::vector<size_t>& active, bool first) {
     reducing = unit;
   }
   const size_t embedding = model_.embedding_unit();
-  if (model_.lowest_trainable_block() < 0) lend(embedding, active, first);
+  if (lowest < 0) lend(embedding, active, first);
+  if (lowest < 0 && scored) {
+    next(1);
+    release(order[used - 1]);
+  }
   std::vector<size_t> last = model_.head_units();
   const bool separate = std::find(last.begin(), last.end(), embedding) == last.end();
   for (size_t u : last) start_reduce(u);

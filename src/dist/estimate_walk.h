@@ -77,6 +77,8 @@ class Walk {
     std::vector<size_t> lent, reducing;  // objectives
   };
   void pass(const std::vector<size_t>& active, bool first);
+  bool scores(const std::vector<size_t>& active) const;
+  std::vector<size_t> group_of(const std::vector<size_t>& units, bool directions) const;
   void start_gather(size_t unit);
   void finish_gather(size_t unit);
   void release(size_t unit);
@@ -89,13 +91,15 @@ class Walk {
   bool reduces_directly(size_t unit) const;
   PoolSize& gradient_buffers();
   int64_t window(int64_t ranks, int64_t shard, int64_t element) const;
-  std::vector<size_t> gather_order() const;
-  std::vector<size_t> head_group() const;
+  std::vector<size_t> gather_order(const std::vector<size_t>& head, bool scores) const;
+  std::vector<size_t> head_group(bool scores) const;
 
   const CausalLM& model_;
   EngineOptions options_;
   Layout layout_;
-  std::vector<UnitSize> units_;
+  std::vector<UnitSize> units_;  // the directions' last
+  size_t without_directions_;
+  std::map<size_t, size_t> directions_;  // of the units that have one
   bool reference_head_;
   int64_t compute_, reduce_;  // bytes of an element
   std::vector<State> states_;

@@ -4,12 +4,15 @@
 #include <cstdint>
 #include <optional>
 
+#include "dist/step_scalars.h"
+
 namespace safegrad::dist {
 
 /// The alignment gradient that steps use again until it is renewed, and its loss, both sums over
-/// `tokens` scored tokens. The gradient itself is in the units' shards.
+/// `tokens` scored tokens; `aa` is the mean gradient's inner product with itself. The gradient
+/// itself is in the units' shards.
 struct HeldAlignment {
-  double tokens = 0, loss = 0;
+  double tokens = 0, loss = 0, aa = 0;
 };
 
 /// Steps 0, k, 2k, … compute the alignment gradient; those between use the last one again. After a
@@ -22,12 +25,14 @@ class HeldGradient {
 
   /// What step `index` takes over; empty where it computes its own.
   std::optional<HeldAlignment> for_step(int64_t index) const;
+  /// The last one, whether or not the next step computes its own.
+  const std::optional<HeldAlignment>& last() const { return held_; }
   /// From a checkpoint.
   void hold(const HeldAlignment& held) { held_ = held; }
   /// After the exchange of step `index`: its alignment gradient, summed over `tokens`, is held if
-  /// it is finite. `loss`, summed as well, is read where the step computed it, and set to the held
-  /// one where it did not.
-  void follow(int64_t index, double tokens, bool finite, double& loss);
+  /// it is finite. Where the step did not compute it, its loss is set to the held one. `scalars`:
+  /// inner products of means.
+  void follow(int64_t index, double tokens, StepScalars& scalars);
 
  private:
   int64_t every_;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "dist/gate.h"
 #include "dist/run_shape.h"
 
 namespace safegrad::dist {
@@ -109,8 +110,9 @@ class Planning {
     plan_.device_bytes = static_cast<int64_t>(
         std::max(0.0, input.device.memory_gib - input.device.reserve_gib) * (1 << 30));
     if (input.config.checkpoint.every_steps > 0)
-      (input.kernels.gpu ? plan_.host_checkpoint_bytes : copy_) = estimator_.checkpoint_bytes(
-          input.config.objective.align_every > 1 || takes_turns(input.config));
+      (input.kernels.gpu ? plan_.host_checkpoint_bytes : copy_) =
+          estimator_.checkpoint_bytes(input.config.objective.align_every > 1 ||
+                                      input.config.objective.gate > 0 || takes_turns(input.config));
   }
 
   RankPlan run() {
@@ -204,9 +206,10 @@ class Planning {
       work.swept_bytes += most_swept;
     }
     plan_.idle_ranks = std::count(busy.begin(), busy.end(), false);
-    work.traffic = plan_.traffic =
-        estimator_.traffic(plan_.micro_batches, plan_.renews ? passes_to_reduce(input_) : passes,
-                           step_scalars(input_.config, options_.losses.size(), model_));
+    const int64_t scalars = step_scalars(input_.config, options_.losses.size(), model_) +
+                            (options_.keep_direction ? score_slots(plan) : 0);
+    work.traffic = plan_.traffic = estimator_.traffic(
+        plan_.micro_batches, plan_.renews ? passes_to_reduce(input_) : passes, scalars);
     // Inner products read the gradients; the update reads them again and sweeps master, m and v.
     const Memory& rest = estimator_.persistent();
     work.swept_bytes += 2.0 * static_cast<double>(rest.gradients) +

@@ -29,6 +29,7 @@ EngineOptions engine_options(const RunConfig& config, CausalLM& model, bool like
   options.sharding = sharding_options(config);
   options.recompute = config.parallel.recompute;
   options.keep_anchor = takes_turns(config);
+  options.keep_direction = config.objective.gate > 0;
   return options;
 }
 

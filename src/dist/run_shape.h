@@ -41,7 +41,8 @@ std::vector<std::vector<size_t>> make_passes(const RunConfig& config, size_t obj
 bool exchanges_block_grams(const RunConfig& config);
 /// Rule lisa: a step runs one objective's sequences alone, and computes its gradient.
 bool takes_turns(const RunConfig& config);
-/// Numbers (fp64) that a rank sends in a step's one exchange of scalars.
+/// Numbers (fp64) that a rank sends in a step's one exchange of scalars, scores apart
+/// (score_slots).
 int64_t step_scalars(const RunConfig& config, size_t objectives, const CausalLM& model);
 
 }  // namespace safegrad::dist

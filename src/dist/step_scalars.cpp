@@ -19,27 +19,32 @@ void to_means(Gram& gram, const std::vector<double>& tokens) {
 // all ranks. The notices travel along, so that a request to one rank is everybody's at the same
 // step, and the memory that each rank has held.
 StepScalars exchange_scalars(Engine& engine, Mesh& mesh, const PassSums& sums,
-                             const at::Tensor& block_grams, bool per_block, const Notice& own) {
+                             const at::Tensor& block_grams, bool per_block, const Notice& own,
+                             int64_t score_slots) {
   const auto memory = static_cast<double>(engine.backend().peak_bytes());
   const at::Tensor host = engine.backend().upload(
       at::tensor({sums.flops, own.stop ? 1.0 : 0.0, own.writing ? 1.0 : 0.0, memory}, at::kDouble));
   std::vector<at::Tensor> parts = {sums.loss, host, block_grams.sum(0).flatten()};
   if (per_block) parts.push_back(block_grams.flatten());
+  const int64_t slots = sums.scores.defined() ? score_slots : 0;
+  if (slots > 0)
+    parts.push_back(at::constant_pad_nd(sums.scores, {0, slots - sums.scores.size(0)}));
   const at::Tensor values = at::cat(parts);
 
   engine.clock().enter(Phase::wait);
   const std::vector<double> all = mesh.world().all_gather_scalars(values);
   engine.clock().enter(Phase::surgery);
-  const auto n = static_cast<size_t>(values.numel()), k = engine.objectives(), per_gram = k * k;
-  const size_t grams = k + 4;  // before them: losses, flops, the notice, the memory
+  const auto row = static_cast<size_t>(values.numel()), n = row - static_cast<size_t>(slots);
+  const size_t k = engine.objectives(), per_gram = k * k;
+  const size_t grams = k + 4;  // before them: losses, flops, the notice, the memory; after: scores
   std::vector<double> sum(n, 0.0);
   for (int r = 0; r < mesh.world().size(); ++r) {
     for (size_t i = 0; i < n; ++i) {
-      if (i < grams || r < mesh.shards()) sum[i] += all[static_cast<size_t>(r) * n + i];
+      if (i < grams || r < mesh.shards()) sum[i] += all[static_cast<size_t>(r) * row + i];
     }
   }
   StepScalars scalars;
-  for (size_t i = k + 3; i < all.size(); i += n)
+  for (size_t i = k + 3; i < all.size(); i += row)
     scalars.memory_bytes = std::max(scalars.memory_bytes, static_cast<int64_t>(all[i]));
   scalars.loss.assign(sum.begin(), sum.begin() + static_cast<std::ptrdiff_t>(k));
   scalars.flops = sum[k];
@@ -53,6 +58,9 @@ StepScalars exchange_scalars(Engine& engine, Mesh& mesh, const PassSums& sums,
   scalars.gram = next_gram();
   for (size_t left = n - grams - per_gram; left > 0; left -= per_gram)
     scalars.block_grams.push_back(next_gram());
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (i % row >= n) scalars.scores.push_back(all[i]);
+  }
   return scalars;
 }
 

@@ -25,14 +25,17 @@ struct StepScalars {
   Notice notice;             ///< of all ranks, joined
   Gram gram;                 ///< of gradients summed over tokens; see to_means
   std::vector<Gram> block_grams;
-  bool finite = true;  ///< all of these
+  bool finite = true;          ///< all of these
+  std::vector<double> scores;  ///< [ranks, slots] of the ranks' task sequences; empty: none
 };
 
 /// `block_grams`: Engine::inner_products() of this rank, [blocks, K, K]; they travel themselves,
-/// beside their sum, where `per_block`. One gather of K + 4 + K² (1 + blocks) scalars, the only
-/// time in a step that the host waits for a GPU.
+/// beside their sum, where `per_block`. Where sequences were scored, every rank sends `score_slots`
+/// scores, which no rank has more of. One gather of K + 4 + K² (1 + blocks) + slots scalars, the
+/// only time in a step that the host waits for a GPU.
 StepScalars exchange_scalars(Engine& engine, Mesh& mesh, const PassSums& sums,
-                             const at::Tensor& block_grams, bool per_block, const Notice& own);
+                             const at::Tensor& block_grams, bool per_block, const Notice& own,
+                             int64_t score_slots = 0);
 
 /// Inner products of gradients summed over tokens [K] -> of gradients that are means per token.
 void to_means(StepScalars& scalars, const std::vector<double>& tokens);

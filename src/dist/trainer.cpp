@@ -5,6 +5,7 @@
 #include <cmath>
 #include <set>
 
+#include <ATen/ATen.h>
 #include <fmt/format.h>
 
 #include "core/schedule.h"
@@ -55,6 +56,8 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
       held_(config.objective.align_every, config.objective.align_loss == AlignLoss::kl),
       blocks_(blocks_of(engine_)) {
   if (takes_turns(config_)) lisa_.emplace(config_, total_steps_);
+  if (config_.objective.gate > 0)
+    gate_.emplace(config_.objective.gate, make_stream(objectives_[0]).scored);
   engine_.load(weights);
   start_fingerprint_ = engine_.fingerprint();
   auto reference = [&](const ObjectiveData& objective) {
@@ -95,7 +98,7 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
   engine_.clock().take();
   mesh_.world().about(fmt::format("step {}", index + 1));
   const std::vector<size_t> computed = computed_in(index);
-  const StepPlan plan = planner_.plan(index, /*all=*/computed.size() == objectives_.size());
+  const StepPlan plan = plan_step(index, /*all=*/computed.size() == objectives_.size());
   const std::vector<double> tokens = tokens_in(plan, index);
 
   if (lisa_) lisa_->begin_step(engine_, index);
@@ -103,14 +106,15 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
   engine_.clock().enter(Phase::surgery);
   if (lisa_) lisa_->measure_drift(engine_, index);
   const at::Tensor block_grams = engine_.inner_products();
-  scalars_ =
-      exchange_scalars(engine_, mesh_, sums, block_grams, exchanges_block_grams(config_), own);
+  scalars_ = exchange_scalars(engine_, mesh_, sums, block_grams, exchanges_block_grams(config_),
+                              own, score_slots(plan));
   to_means(scalars_, tokens);
 
   StepRecord record;
   record.skipped = !scalars_.finite;
   if (config_.objective.align_every > 1) record.align_renewed = !held_for(index);
-  if (objectives_.size() > 1) held_.follow(index, tokens[1], scalars_.finite, scalars_.loss[1]);
+  if (objectives_.size() > 1) held_.follow(index, tokens[1], scalars_);
+  if (gate_ && scalars_.finite) gate_->take(plan, scalars_.scores);
   if (!record.skipped) {
     combine_gradients(record, index);
     update(index, record.clip, tokens);
@@ -127,6 +131,28 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
   return record;
 }
 
+// All decisions are by numbers that the ranks have exchanged in earlier steps.
+StepPlan Trainer::plan_step(int64_t index, bool all) {
+  const StepPlan plan = gate_
+                            ? planner_.plan(index, all, gate_->leave_out(drawn_task_samples(index)))
+                            : planner_.plan(index, all);
+  task_samples_.clear();
+  for (const auto& samples : samples_by_rank(plan, 0))
+    task_samples_.insert(task_samples_.end(), samples.begin(), samples.end());
+  std::sort(task_samples_.begin(), task_samples_.end());
+  return plan;
+}
+
+// Scores are along the alignment gradient of the step before, which is still in its shards: false
+// where there is none, or it is as good as zero. After the last exchange and update no rank reads
+// the direction of that step any more.
+bool Trainer::point_direction() {
+  const auto held = held_.last();
+  if (!gate_ || !held || held->aa <= kProjectionGuard) return false;
+  engine_.point_along_gradient(1, 1.0 / (std::sqrt(held->aa) * held->tokens));
+  return true;
+}
+
 // Gradients are summed over tokens, micro-batches and ranks; division by the token counts comes
 // later, in the Gram matrix and the coefficients. So no assignment of sequences to ranks or
 // micro-batches changes the result.
@@ -135,12 +161,17 @@ PassSums Trainer::accumulate(const StepPlan& plan, const std::vector<size_t>& co
   const auto passes =
       computed.size() == objectives_.size() ? passes_ : std::vector<std::vector<size_t>>{computed};
   PassSums sums = engine_.zero_sums();
-  engine_.begin_step();
+  const bool scores = point_direction();
+  if (scores) sums.scores = at::empty({0}, sums.loss.options());
+  engine_.begin_step(scores);
   bool first = true;
   for (const auto& micro_batch : plan.assignment) {
     const auto& draws = micro_batch[static_cast<size_t>(mesh_.world().rank())];
     for (const std::vector<size_t>& active : passes) {
-      engine_.forward_backward(pack_for(draws, active, index), active, first, sums);
+      PackedBatch batch = pack_for(draws, active, index);
+      if (scores && active.front() == 0)
+        batch.token_scores = at::zeros({batch.segments[1]}, sums.loss.options());
+      engine_.forward_backward(batch, active, first, sums);
     }
     first = false;
   }
@@ -229,19 +260,19 @@ std::vector<double> Trainer::scored_tokens(const StepPlan& plan) const {
 void Trainer::describe(StepRecord& record, const StepPlan& plan, const std::vector<double>& tokens,
                        int64_t index) const {
   record.step = index + 1;
-  int64_t task_draws = 0;
   for (const auto& micro_batch : plan.assignment) {
     for (const auto& draws : micro_batch) {
       for (const Draw& draw : draws) {
         const int64_t length = objectives_[draw.objective].file->length(draw.sample);
         (draw.objective == 0 ? record.task_tokens : record.align_tokens) += length;
-        task_draws += draw.objective == 0;
       }
     }
   }
-  const double drawn = static_cast<double>(
-      turns_of(config_, 0).before(index) * config_.batch.task_sequences + task_draws);
-  record.epoch = drawn / static_cast<double>(data_.task->size());
+  const auto drawn = static_cast<int64_t>(drawn_task_samples(index).size());
+  record.epoch = static_cast<double>(
+                     turns_of(config_, 0).before(index) * config_.batch.task_sequences + drawn) /
+                 static_cast<double>(data_.task->size());
+  if (gate_) record.gated = drawn - static_cast<int64_t>(task_samples_.size());
   record.lr = config_.optimizer.lr * schedule_factor(config_.schedule, index, total_steps_);
   record.loss_task = scalars_.loss[0] / tokens[0];
   if (objectives_.size() > 1) record.loss_align = scalars_.loss[1] / tokens[1];

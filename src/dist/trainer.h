@@ -13,6 +13,7 @@
 #include "core/planner.h"
 #include "core/surgery.h"
 #include "dist/engine.h"
+#include "dist/gate.h"
 #include "dist/held_gradient.h"
 #include "dist/lisa.h"
 #include "dist/mesh.h"
@@ -48,26 +49,36 @@ class Trainer {
   /// Streams the model to `sink` (rank 0's; null elsewhere) unit by unit. Collective.
   void export_model(bool merged, ModelSink* sink);
 
-  /// The task samples that step `index` draws, ascending.
+  /// The task samples that step `index` draws, ascending, those that a gate leaves out included.
   std::vector<int64_t> drawn_task_samples(int64_t index) const;
+  /// The task samples that the last step ran, ascending.
+  const std::vector<int64_t>& task_samples() const { return task_samples_; }
 
   Engine& engine() { return engine_; }
   /// The data of objective k as steps pack it, the KL's reference included.
   const ObjectiveData& objective(size_t k) const { return objectives_[k]; }
   /// Content hash of the model that training started from.
   uint64_t start_fingerprint() const { return start_fingerprint_; }
-  /// Steps that were not skipped: AdamW's t. With the units' state and what held_for() says, all
-  /// that a step leaves to the next: samples and dropout follow from the step's number.
+  /// Steps that were not skipped: AdamW's t. With the units' state, what kept_for() says and the
+  /// gate's scores, all that a step leaves to the next: samples and dropout follow from the step's
+  /// number.
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }
   /// What step `index` takes over of the last alignment gradient; empty where it computes its own.
   std::optional<HeldAlignment> held_for(int64_t index) const { return held_.for_step(index); }
+  /// What step `index` uses of the last alignment gradient: in its update, or to score samples.
+  std::optional<HeldAlignment> kept_for(int64_t index) const {
+    return gate_ ? held_.last() : held_for(index);
+  }
   /// The alignment gradient is in the units' shards.
   void hold(const HeldAlignment& held) { held_.hold(held); }
   /// Step `index` uses the units' anchors (rule lisa), which an earlier step has set.
   bool needs_anchor(int64_t index) const { return lisa_ && lisa_->needs_anchor(index); }
   /// The anchor of rule lisa is in the units' shards.
   void hold_anchor() { lisa_->hold_anchor(); }
+  /// With objective.gate, else null. Its scores are part of what a step leaves to the next.
+  Gate* gate() { return gate_ ? &*gate_ : nullptr; }
+  const Gate* gate() const { return gate_ ? &*gate_ : nullptr; }
   double gemm_rate() const { return gemm_rate_; }          ///< FLOP/s of all ranks together
   const Gram& last_gram() const { return scalars_.gram; }  ///< of mean gradients
   /// By block of engine().blocks(), before clipping; with global surgery all are the same.
@@ -75,6 +86,8 @@ class Trainer {
 
  private:
   std::vector<size_t> computed_in(int64_t index) const;
+  StepPlan plan_step(int64_t index, bool all);
+  bool point_direction();
   std::vector<double> tokens_in(const StepPlan& plan, int64_t index) const;
   PassSums accumulate(const StepPlan& plan, const std::vector<size_t>& computed, int64_t index);
   PackedBatch pack_for(const std::vector<Draw>& draws, const std::vector<size_t>& active,
@@ -99,12 +112,14 @@ class Trainer {
   RuleOptions rule_;
   HeldGradient held_;
   std::optional<Lisa> lisa_;
+  std::optional<Gate> gate_;
   double gemm_rate_ = 0;  // all ranks together
   int64_t updates_ = 0;
   uint64_t start_fingerprint_ = 0;
   Blocks blocks_;
   StepScalars scalars_;  // of the last step, Gram matrices of mean gradients
   std::vector<std::vector<double>> coefficients_;
+  std::vector<int64_t> task_samples_;  // of the last step
 };
 
 /// Scores a model on the config's probes without training; name -> measures. Files without choices

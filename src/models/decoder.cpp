@@ -32,11 +32,11 @@ at::Tensor Decoder::embed(const PackedBatch& batch) {
 }
 
 void Decoder::embed_backward(const PackedBatch& batch, const at::Tensor& dx) {
-  if (batch.token_scores.defined()) {
-    if (!embedding_->direction) return;
-    const at::Tensor rows = embedding_->direction->value.index_select(0, batch.tokens);
-    kernels_.add_row_products(dx, rows, 1.0, batch.token_scores);
-    return;
+  if (batch.token_scores.defined() && embedding_->direction) {
+    const int64_t n = batch.segments[1];
+    const at::Tensor rows =
+        embedding_->direction->value.index_select(0, batch.tokens.narrow(0, 0, n));
+    kernels_.add_row_products(dx.narrow(0, 0, n), rows, 1.0, batch.token_scores);
   }
   for (size_t k = 0; k < batch.objectives(); ++k) {
     if (!embedding_->wants(k)) continue;
@@ -73,17 +73,20 @@ void Decoder::normalise_heads(BlockActivations& kept, at::Tensor& qkv, const Blo
   normalise(attention_.heads, attention_.kv_heads, *block.k_norm, kept.raw_k, kept.rstd_k);
 }
 
-// `scores` [tokens] or undefined. A norm is linear in its weight, so ⟨dw, direction⟩ of a row is
-// ⟨dy, the norm with the direction as its weight⟩; heads of one token lie side by side in dy.
+// `scores` [tokens of objective 0] or undefined. A norm is linear in its weight, so ⟨dw, direction⟩
+// of a row is ⟨dy, the norm with the direction as its weight⟩; heads of one token lie side by side
+// in dy.
 void Decoder::norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& rstd,
                             Parameter& weight, const std::vector<int64_t>& row_segments,
                             const at::Tensor& scores, at::Tensor& dx) const {
-  if (scores.defined() && weight.direction && x.size(0) > 0) {
+  const int64_t scored = row_segments[1];
+  if (scores.defined() && weight.direction && scored > 0) {
     at::Tensor unused_rstd;
-    const at::Tensor y =
-        kernels_.rms_norm(x, weight.direction->value, config_.rms_norm_eps, unused_rstd);
+    const at::Tensor y = kernels_.rms_norm(x.narrow(0, 0, scored), weight.direction->value,
+                                           config_.rms_norm_eps, unused_rstd);
     const int64_t tokens = scores.size(0);
-    kernels_.add_row_products(dy.reshape({tokens, -1}), y.view({tokens, -1}), 1.0, scores);
+    kernels_.add_row_products(dy.narrow(0, 0, scored).reshape({tokens, -1}), y.view({tokens, -1}),
+                              1.0, scores);
   }
   kernels_.rms_norm_backward(dy, x, rstd, weight, row_segments, dx);
 }
@@ -175,9 +178,9 @@ at::Tensor Decoder::final_norm_backward(const at::Tensor& x, const at::Tensor& d
   at::Tensor dx = at::zeros_like(x);
   const bool scores = batch.token_scores.defined();
   at::Tensor row_scores;
-  if (scores) row_scores = at::zeros({x.size(0)}, batch.token_scores.options());
+  if (scores) row_scores = at::zeros({batch.scored_segments[1]}, batch.token_scores.options());
   norm_backward(dh, x, rstd, *norm_, batch.scored_segments, row_scores, dx);
-  if (scores) at::Tensor(batch.token_scores).index_add_(0, batch.scored, row_scores);
+  if (scores) add_row_scores(batch, row_scores);
   return dx;
 }
 
@@ -185,6 +188,8 @@ Flops Decoder::flops(const PackedBatch& batch) const {
   const auto tokens = static_cast<double>(batch.size());
   const double scored =
       batch.scored_segments.empty() ? 0.0 : static_cast<double>(batch.scored_segments.back());
+  const auto of_first = static_cast<double>(batch.segments.size() > 1 ? batch.segments[1] : 0);
+  const int64_t scored_of_first = batch.scored_segments.size() > 1 ? batch.scored_segments[1] : 0;
   double pairs = 0;  // causal (query, key) pairs
   for (int64_t n = 0; n < batch.sequences(); ++n) {
     const auto i = static_cast<size_t>(n);
@@ -202,6 +207,7 @@ Flops Decoder::flops(const PackedBatch& batch) const {
       flops.forward += 2 * p->forward_macs() * tokens;
       if (b < lowest_trainable_block_) continue;
       flops.weight_grad += 2 * p->weight_gradient_macs() * tokens;
+      flops.scores += 2 * p->weight_gradient_macs() * of_first;
       const bool needed = p != &block.qkv || b > lowest_trainable_block_;
       if (needed) flops.input_grad += 2 * p->forward_macs() * tokens;
     }
@@ -210,7 +216,9 @@ Flops Decoder::flops(const PackedBatch& batch) const {
   const double head = 2 * static_cast<double>(head_->numel()) * scored;
   flops.forward += head;
   flops.input_grad += head;
-  if (head_->trainable) flops.weight_grad += head;
+  if (!head_->trainable) return flops;
+  flops.weight_grad += head;
+  flops.scores += 2 * static_cast<double>(head_->numel() * scored_of_first);
   return flops;
 }
 

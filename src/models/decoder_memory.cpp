@@ -15,6 +15,7 @@ struct AdapterMemory {
   int64_t hidden = 0;          // x Aᵀ of every adapter, kept
   int64_t dropped = 0;         // its input after dropout, while it is multiplied
   int64_t input_gradient = 0;  // besides the gradient itself
+  int64_t scores = 0;          // of objective 0's tokens, linear layers included
 };
 
 }  // namespace
@@ -26,13 +27,17 @@ BlockMemory Decoder::block_memory(const PackedBatch& batch, const KernelMemory& 
   const int64_t heads = unit * attention_.heads * attention_.head_dim;
   const int64_t qkv = heads + 2 * unit * attention_.kv_heads * attention_.head_dim;
   const AttentionMemory attention = kernels.attention(attention_, batch);
+  const int64_t first = batch.segments[1] * kernels.element;  // objective 0's
   auto adapters = [&](const Projection& projection) {
     AdapterMemory m;
+    m.scores = first * projection.widest_trained();
     for (const LoraPart& part : projection.adapters()) {
       const int64_t rank = unit * part.a->shape[0], input = unit * part.a->shape[1];
       m.hidden += rank;
       if (part.dropout > 0) m.dropped = input;
       m.input_gradient = std::max(m.input_gradient, rank + (part.dropout > 0 ? 2 * input : 0));
+      const int64_t scores = first * std::max(part.b->shape[0], 2 * part.a->shape[0]);
+      m.scores = std::max(m.scores, scores + (part.dropout > 0 ? input : 0));
     }
     return m;
   };
@@ -66,6 +71,21 @@ BlockMemory Decoder::block_memory(const PackedBatch& batch, const KernelMemory& 
   if (config_.qk_norm) stage(m.backward, qkv + 2 * heads);
   stage(m.backward, qkv + normed(block.qkv) + a_qkv.dropped + a_qkv.hidden);
   stage(m.backward, qkv + wide + a_qkv.input_gradient);
+
+  // The same with a product of the direction beside the gradients' temporaries. Norms have none
+  // where they do not train.
+  auto norm = [&](const Parameter* weight, int64_t width) {
+    return weight && weight->trainable ? first * width + batch.segments[1] * kFloat : 0;
+  };
+  m.scored = m.backward;
+  stage(m.scored, 3 * feed + a_down.scores);
+  stage(m.scored, 2 * feed + normed(block.gate_up) + a_gate_up.scores);
+  stage(m.scored, 2 * feed + wide + norm(block.post_norm, config_.hidden_size));
+  stage(m.scored, a_o.scores);
+  if (config_.qk_norm)
+    stage(m.scored, qkv + 2 * heads + norm(block.q_norm, attention_.heads * attention_.head_dim));
+  stage(m.scored, qkv + normed(block.qkv) + a_qkv.scores);
+  stage(m.scored, qkv + wide + norm(block.input_norm, config_.hidden_size));
   return m;
 }
 

@@ -85,10 +85,7 @@ at::Tensor Projection::input_gradient(const at::Tensor& dy, const PackedBatch& b
 
 void Projection::weight_gradients(const at::Tensor& dy, const at::Tensor& x,
                                   const PackedBatch& batch, const LoraHidden& hidden) const {
-  if (batch.token_scores.defined()) {
-    add_scores(dy, x, batch, hidden);
-    return;
-  }
+  const bool scores = batch.token_scores.defined();
   for (size_t k = 0; k < batch.objectives(); ++k) {
     const at::Tensor dy_k = tokens_of(dy, batch, k);
     if (dy_k.size(0) == 0) continue;
@@ -97,6 +94,9 @@ void Projection::weight_gradients(const at::Tensor& dy, const at::Tensor& x,
       if (part.weight->wants(k)) part.weight->add_product(k, slice, tokens_of(x, batch, k));
       if (part.bias && part.bias->wants(k)) part.bias->add(k, slice.sum(0));
     }
+  }
+  for (const LinearPart& part : linear_) {
+    if (scores) add_scores(part, dy, x, batch);
   }
   for (size_t i = 0; i < lora_.size(); ++i) {
     const LoraPart& part = lora_[i];
@@ -107,30 +107,34 @@ void Projection::weight_gradients(const at::Tensor& dy, const at::Tensor& x,
       part.b->add_product(k, dy_k, tokens_of(hidden[i], batch, k), part.scale);
       part.a->add_product(k, at::mm(dy_k, part.b->value), tokens_of(input, batch, k), part.scale);
     }
+    if (scores) add_scores(part, dy, input, hidden[i], batch);
   }
 }
 
 // With dW = Σ_t dy_t x_tᵀ a token's part of ⟨dW, A⟩ is dy_t · (A x_t): the layer's own product with
-// the direction in the weight's place, as large as the product for dW that it replaces.
-void Projection::add_scores(const at::Tensor& dy, const at::Tensor& x, const PackedBatch& batch,
-                            const LoraHidden& hidden) const {
-  auto add = [&](const at::Tensor& gradient, const at::Tensor& y, double scale) {
-    kernels_->add_row_products(gradient, y, scale, batch.token_scores);
+// the direction in the weight's place, as large as the product for dW.
+void Projection::add_scores(const LinearPart& part, const at::Tensor& dy, const at::Tensor& x,
+                            const PackedBatch& batch) const {
+  const at::Tensor slice = columns(tokens_of(dy, batch, 0), part.column, *part.weight);
+  auto add = [&](const at::Tensor& y) {
+    kernels_->add_row_products(slice, y, 1.0, batch.token_scores);
   };
-  for (const LinearPart& part : linear_) {
-    const at::Tensor slice = columns(dy, part.column, *part.weight);
-    if (part.weight->direction) add(slice, at::mm(x, part.weight->direction->value.t()), 1.0);
-    if (part.bias && part.bias->direction)
-      add(slice, part.bias->direction->value.expand_as(slice), 1.0);
-  }
-  for (size_t i = 0; i < lora_.size(); ++i) {
-    const LoraPart& part = lora_[i];
-    if (!part.a->direction) continue;
-    const at::Tensor slice = columns(dy, part.column, *part.b);
-    add(slice, at::mm(hidden[i], part.b->direction->value.t()), part.scale);
-    add(at::mm(slice, part.b->value),
-        at::mm(adapter_input(part, x, batch), part.a->direction->value.t()), part.scale);
-  }
+  if (part.weight->direction)
+    add(at::mm(tokens_of(x, batch, 0), part.weight->direction->value.t()));
+  if (part.bias && part.bias->direction) add(part.bias->direction->value.expand_as(slice));
+}
+
+void Projection::add_scores(const LoraPart& part, const at::Tensor& dy, const at::Tensor& input,
+                            const at::Tensor& hidden, const PackedBatch& batch) const {
+  if (!part.a->direction) return;
+  const at::Tensor slice = columns(tokens_of(dy, batch, 0), part.column, *part.b);
+  auto add = [&](const at::Tensor& gradient, const at::Tensor& x, const Parameter& weight) {
+    kernels_->add_row_products(gradient,
+                               at::mm(tokens_of(x, batch, 0), weight.direction->value.t()),
+                               part.scale, batch.token_scores);
+  };
+  add(slice, hidden, *part.b);
+  add(at::mm(slice, part.b->value), input, *part.a);
 }
 
 double Projection::forward_macs() const {
@@ -140,6 +144,14 @@ double Projection::forward_macs() const {
     macs += static_cast<double>(part.a->numel() + part.b->numel());
   }
   return macs;
+}
+
+int64_t Projection::widest_trained() const {
+  int64_t widest = 0;
+  for (const LinearPart& part : linear_) {
+    if (part.weight->trainable) widest = std::max(widest, part.weight->shape[0]);
+  }
+  return widest;
 }
 
 double Projection::weight_gradient_macs() const {

@@ -52,8 +52,8 @@ class Projection {
   at::Tensor forward(const at::Tensor& x, const PackedBatch& batch, LoraHidden* hidden) const;
   /// dx [T, in] <- dy [T, out].
   at::Tensor input_gradient(const at::Tensor& dy, const PackedBatch& batch) const;
-  /// Adds every weight gradient, or scores where the batch has them. x may be undefined if
-  /// !needs_input().
+  /// Adds every weight gradient that is wanted, and scores where the batch has them. x may be
+  /// undefined if !needs_input().
   void weight_gradients(const at::Tensor& dy, const at::Tensor& x, const PackedBatch& batch,
                         const LoraHidden& hidden) const;
 
@@ -61,13 +61,17 @@ class Projection {
   /// weight gradients.
   double forward_macs() const;
   double weight_gradient_macs() const;
+  /// Outputs of the widest layer, adapters apart, whose weight trains; 0: none does.
+  int64_t widest_trained() const;
 
  private:
   at::Tensor adapter_input(const LoraPart& part, const at::Tensor& x,
                            const PackedBatch& batch) const;
 
-  void add_scores(const at::Tensor& dy, const at::Tensor& x, const PackedBatch& batch,
-                  const LoraHidden& hidden) const;
+  void add_scores(const LinearPart& part, const at::Tensor& dy, const at::Tensor& x,
+                  const PackedBatch& batch) const;
+  void add_scores(const LoraPart& part, const at::Tensor& dy, const at::Tensor& input,
+                  const at::Tensor& hidden, const PackedBatch& batch) const;
 
   const Kernels* kernels_;
   std::vector<LinearPart> linear_;

@@ -3,6 +3,7 @@
 #include "dist/checkpoint.h"
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -47,6 +48,7 @@ void expect_same_bits(const std::vector<StepRecord>& a, const std::vector<StepRe
     EXPECT_EQ(a[i].grad_norm, b[i].grad_norm) << "record " << i;
     EXPECT_EQ(a[i].lr, b[i].lr) << "record " << i;
     EXPECT_EQ(a[i].epoch, b[i].epoch) << "record " << i;
+    EXPECT_EQ(a[i].gated, b[i].gated) << "record " << i;
   }
 }
 
@@ -208,6 +210,63 @@ TEST_F(Checkpoints, AnAlignmentGradientThatIsUsedAgainGoesOnToTheBit) {
       EXPECT_EQ(held > 0, kStop % every != 0);
       all_->barrier();
     }
+  }
+}
+
+// 40 samples, 10 a step: the stop is inside the second epoch. Bits of scores: NaN is one, too.
+TEST_F(Checkpoints, AGateGoesOnToTheBitOnAnyLayout) {
+  for (const bool lora : {false, true}) {
+    SCOPED_TRACE(lora ? "LoRA" : "full");
+    RunConfig c = lora ? with_lora(config()) : config();
+    c.objective.gate = 0.5;
+    c.batch.task_sequences = 10;
+    if (all_->rank() == 0) write_random_token_file(c.data.task, 40, 64, 4, false);
+    all_->barrier();
+    auto bits = [](TinyJob& job) {
+      std::vector<uint64_t> words;
+      for (const double score : job.trainer->gate()->scores())
+        words.push_back(std::bit_cast<uint64_t>(score));
+      return words;
+    };
+    expect_nothing_lost(c);
+
+    TinyJob whole(c, world());
+    whole.run(0, kStop);
+    const std::vector<uint64_t> at_stop = bits(whole);
+    const double aa = whole.trainer->kept_for(kStop).value().aa;
+    const auto expected = whole.run(kStop, kSteps);
+    int64_t gated = 0;
+    for (const StepRecord& record : expected) gated += *record.gated;
+    ASSERT_GT(gated, 3);
+    ASSERT_NE(bits(whole), at_stop);
+
+    RunConfig other = c;
+    other.parallel.shards = 1;
+    TinyJob moved(other, world());
+    restore(moved, saved());
+    EXPECT_EQ(bits(moved), at_stop);
+    EXPECT_EQ(moved.trainer->kept_for(kStop).value().aa, aa);
+    const auto records = moved.run(kStop, kSteps);
+    EXPECT_EQ(records[0].gated, expected[0].gated) << "decided by what was saved";
+    for (size_t i = 0; i < records.size(); ++i)
+      EXPECT_NEAR(records[i].loss_task / expected[i].loss_task, 1.0, 1e-5) << "record " << i;
+
+    // Without the table the first step would run all that it draws.
+    ASSERT_GT(*expected[0].gated, 0);
+    RunConfig fewer = c;
+    fewer.data.task = folder_.path() + "/fewer.safetensors";
+    if (all_->rank() == 0) write_random_token_file(fewer.data.task, 39, 64, 4, false);
+    all_->barrier();
+    TinyJob refused(fewer, world());
+    try {
+      restore(refused, saved());
+      FAIL() << "scores of 40 samples for 39";
+    } catch (const dist::JobFailed& error) {
+      const bool speaks =
+          std::string(error.what()).find("gate.scores has 40 numbers") != std::string::npos;
+      EXPECT_EQ(speaks, all_->rank() == 0) << error.what();
+    }
+    all_->barrier();
   }
 }
 

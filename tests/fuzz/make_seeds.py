@@ -89,7 +89,7 @@ def manifest():
         "inputs": {"model": "1f", "data.task": "2e"},
         "versions": {"safegrad": "0.1.0", "libtorch": "2.11.0"},
         "config": {"optimizer.lr": "1.0e-05", "output": "runs/x", "model.path": "m\u00e9"},
-        "align": {"tokens": 345, "loss": 1.25},
+        "align": {"tokens": 345, "loss": 1.25, "aa": 0.5},
     }
     sums = "b" * 64 + "  shard-00000-of-00001.safetensors\n"
     # Of what fuzz_manifest.cpp puts into the shard.

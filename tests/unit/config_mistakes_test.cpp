@@ -277,7 +277,7 @@ INSTANTIATE_TEST_SUITE_P(
         OutOfRange{"objective.rho", "-1", ">= 0"},
         OutOfRange{"objective.cagrad_c", "1.0", "in [0, 1)"},
         OutOfRange{"batch.task_sequences", "0", "> 0"},
-        OutOfRange{"objective.align_every", "0", "> 0"},
+        OutOfRange{"objective.align_every", "0", "> 0"}, OutOfRange{"objective.gate", "-1", ">= 0"},
         OutOfRange{"objective.lisa.align_steps", "0", "> 0"},
         OutOfRange{"objective.lisa.task_steps", "0", "> 0"},
         OutOfRange{"objective.lisa.rho", "-1", ">= 0"},
@@ -374,6 +374,16 @@ INSTANTIATE_TEST_SUITE_P(
                 {},
                 {"config.yaml:3: objective.align_every: got 2, but there is no alignment "
                  "gradient"}},
+        Mistake{"NothingToScoreWith",
+                "model: {path: m}\ndata: {task: t}\nobjective: {rule: sft, gate: 2.5}\noutput: o\n",
+                {},
+                {"config.yaml:3: objective.gate: got 2.5, but there is no alignment gradient to "
+                 "score samples with"}},
+        Mistake{"OneGradientAStepScoresNothing",
+                minimal_and("objective: {rule: lisa, gate: 3}\n"),
+                {},
+                {"objective.gate: got \"3\", but objective.rule is lisa, which computes one "
+                 "gradient a step"}},
         Mistake{
             "DuplicateProbe",
             minimal_and("probe:\n- {name: a, file: b}\n- {name: c, file: b}\n- {name: a, file: d}"),

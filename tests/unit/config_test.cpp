@@ -39,6 +39,7 @@ objective:
   kl_positions: all
   gradients: two_pass
   align_every: 4
+  gate: 2.5
   gram_per_block: true
 batch:
   task_sequences: 2
@@ -107,6 +108,7 @@ TEST_F(ConfigTest, EveryKeyReachesItsMember) {
   EXPECT_EQ(config.objective.kl_positions, KlPositions::all);
   EXPECT_EQ(config.objective.gradients, GradientMode::two_pass);
   EXPECT_EQ(config.objective.align_every, 4);
+  EXPECT_EQ(config.objective.gate, 2.5);
   EXPECT_TRUE(config.objective.gram_per_block);
   EXPECT_EQ(config.batch.task_sequences, 2);
   EXPECT_EQ(config.batch.align_sequences, 3);

@@ -77,6 +77,7 @@ TEST(StepRecordJson, KeysComeInTheDocumentedOrder) {
   record.probe["refusal"] = {{"comply", 0.25}, {"refuse", 0.75}};
   record.phase_seconds = {{"forward", 1.5}};
   record.align_renewed = false;
+  record.gated = 2;
   record.block_coefficients = BlockCoefficients{{1, 1}, {0.5, 2}, 3};
   record.drift = 0.5;
   record.c_drift = 1;
@@ -84,10 +85,11 @@ TEST(StepRecordJson, KeysComeInTheDocumentedOrder) {
 
   const std::vector<std::string> keys = keys_of(to_json_line(record));
 
-  EXPECT_EQ(fmt::format("{}", fmt::join(keys, " ")),
-            "step epoch loss_task loss_align align_renewed uu ua aa cosine conflict c_task c_align "
-            "drift c_drift block_coefficients grad_norm clip lr task_tokens align_tokens seconds "
-            "tokens_per_s flops speed_of_light memory_bytes skipped probe phase_seconds blocks");
+  EXPECT_EQ(
+      fmt::format("{}", fmt::join(keys, " ")),
+      "step epoch loss_task loss_align align_renewed gated uu ua aa cosine conflict c_task c_align "
+      "drift c_drift block_coefficients grad_norm clip lr task_tokens align_tokens seconds "
+      "tokens_per_s flops speed_of_light memory_bytes skipped probe phase_seconds blocks");
 }
 
 TEST(StepRecordJson, CoefficientsOfBlocksAreARange) {

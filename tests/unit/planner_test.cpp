@@ -242,6 +242,37 @@ TEST(Planner, AStreamThatIsDueNowAndThenSkipsNoSample) {
   }
 }
 
+TEST(Planner, WhatIsLeftOutDoesNotRunAndMovesNothing) {
+  const Planner p = planner({stream(20, 7, 1), stream(9, 4, 2)}, {.ranks = 3});
+  const std::vector<Draw> drawn = p.draws(1);
+  std::vector<int64_t> out = {drawn[2].sample, drawn[5].sample};
+  std::sort(out.begin(), out.end());
+  Pairs expected = pairs_of(drawn);
+  std::erase_if(expected, [&](const auto& pair) {
+    return pair.first == 0 && (pair.second == out[0] || pair.second == out[1]);
+  });
+  ASSERT_EQ(expected.size(), 7u - 2 + 4);
+  Pairs found = pairs_of(all_draws(p.plan(1, false, out)));
+  std::sort(expected.begin(), expected.end());
+  std::sort(found.begin(), found.end());
+  EXPECT_EQ(found, expected) << "the alignment samples of these numbers run";
+  EXPECT_EQ(pairs_of(p.draws(2)),
+            pairs_of(planner({stream(20, 7, 1), stream(9, 4, 2)}, {}).draws(2)));
+
+  const StepPlan plan = p.plan(1);
+  const auto by_rank = samples_by_rank(plan, 1);
+  ASSERT_EQ(by_rank.size(), 3u);
+  for (size_t r = 0; r < by_rank.size(); ++r) {
+    std::vector<int64_t> own;
+    for (const auto& micro_batch : plan.assignment) {
+      for (const Draw& draw : micro_batch[r]) {
+        if (draw.objective == 1) own.push_back(draw.sample);
+      }
+    }
+    EXPECT_EQ(by_rank[r], own);
+  }
+}
+
 TEST(Planner, ObjectivesTakeTurnsAndSkipNoSample) {
   Stream task = stream(20, 7, 1), align = stream(9, 4, 2);
   const Planner always = planner({task, align}, {});

@@ -179,6 +179,42 @@ TEST_F(Plan, EveryKindOfRunIsAsPlanned) {
          c.objective.align_every = 2;
          c.objective.gradients = GradientMode::two_pass;
        }},
+      {"scored", [](RunConfig& c) { c.objective.gate = 2; }},
+      {"scored, untied, now and then",
+       [&](RunConfig& c) {
+         c.model.config = folder_ / "untied.json";
+         c.objective.gate = 2;
+         c.objective.align_every = 2;
+       }},
+      {"scored, q and k norms, in two passes of two micro-batches",
+       [&](RunConfig& c) {
+         c.model.config = folder_ / "qwen3.json";
+         c.objective.gate = 2;
+         c.objective.gradients = GradientMode::two_pass;
+         c.batch.max_tokens_per_rank = 61;
+         c.batch.task_sequences = 17;
+       }},
+      {"scored, one block alone, recomputed",
+       [](RunConfig& c) {
+         c.model.trainable = {".*layers.2.*"};
+         c.objective.gate = 2;
+         c.parallel.recompute = Recompute::block;
+       }},
+      {"scored, bfloat16",
+       [](RunConfig& c) {
+         c.model.dtype = ComputeDtype::bfloat16;
+         c.objective.gate = 2;
+       }},
+      {"adapters, scored",
+       [](RunConfig& c) {
+         c.model.trainable.clear();
+         c.model.lora = LoraConfig{.rank = 3,
+                                   .dropout = 0.2,
+                                   .targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+                                               "up_proj", "down_proj"}};
+         c.objective.gate = 2;
+         c.batch.task_sequences = 13;
+       }},
       {"layer-wise", [](RunConfig& c) { c.objective.surgery = Surgery::block; }},
       {"turns, an alignment step",
        [](RunConfig& c) {
@@ -307,6 +343,9 @@ TEST_F(Plan, ACheckpointsCopyIsHeldBesideTheStep) {
   in.config.objective.align_every = 2;  // with the alignment gradient
   EXPECT_EQ(dist::plan_rank(*model.decoder, in, 8).memory.largest.checkpoint, copy / 12 * 16);
   in.config.objective.align_every = 1;
+  in.config.objective.gate = 1;
+  EXPECT_EQ(dist::plan_rank(*model.decoder, in, 8).memory.largest.checkpoint, copy / 12 * 16);
+  in.config.objective.gate = 0;
 
   in.device.reserve_gib = 0;
   in.device.memory_gib = 1.0 / 64;
