@@ -126,8 +126,8 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
      "checkpoints whose step is a multiple of it are kept for ever; 0 = none"},
     {"output",
      "the run folder: `config.yaml`, `metrics.jsonl`, `model/`, `reference/`, `checkpoints/`, "
-     "`flight/` (reports of a job that stood still), `lock`. On several machines it is on a file "
-     "system that all of them see"},
+     "`flight/` (reports of a job that stood still), `lock`, with `objective.gate` `gate.jsonl`. "
+     "On several machines it is on a file system that all of them see"},
 });
 
 }  // namespace

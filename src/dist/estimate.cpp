@@ -63,7 +63,7 @@ Estimator::Estimator(CausalLM& model, const EngineOptions& options, const Layout
     persistent_.optimizer += unit.trainable.shard * kFloat * (compute == kFloat ? 2 : 3);
     if (options.keep_anchor) persistent_.optimizer += unit.trainable.shard * kFloat;
     persistent_.gradients += unit.trainable.shard * kFloat * objectives;
-    if (options.keep_direction) persistent_.gradients += unit.trainable.shard * compute;
+    if (options.keep_direction) persistent_.weights += unit.trainable.shard * compute;
   }
   for (int64_t micro_batches : {1, 2}) walks_.push_back(walk_step(micro_batches, passes_));
   reference_buffers_ = walk_step(1, {{}}).gather_buffers();  // no objective: gathers alone

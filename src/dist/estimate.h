@@ -16,9 +16,10 @@ namespace safegrad::dist {
 
 /// Bytes of one rank.
 struct Memory {
-  int64_t weights = 0;      ///< compute copy of the shards, the reference head's included
+  /// Compute copy of the shards, the reference head's included; the direction of scores.
+  int64_t weights = 0;
   int64_t optimizer = 0;    ///< m, v, anchor, and master weights where the compute copy is bfloat16
-  int64_t gradients = 0;    ///< accumulators, one float32 an objective; the direction of scores
+  int64_t gradients = 0;    ///< accumulators, one float32 an objective
   int64_t buffers = 0;      ///< gathered units, gradients on their way, receive windows
   int64_t activations = 0;  ///< kept for the backward, and what a block works with
   int64_t logits = 0;       ///< of a chunk of scored positions

@@ -218,7 +218,7 @@ TEST_F(Checkpoints, AGateGoesOnToTheBitOnAnyLayout) {
   for (const bool lora : {false, true}) {
     SCOPED_TRACE(lora ? "LoRA" : "full");
     RunConfig c = lora ? with_lora(config()) : config();
-    c.objective.gate = 0.5;
+    c.objective.gate = 0.2;
     c.batch.task_sequences = 10;
     if (all_->rank() == 0) write_random_token_file(c.data.task, 40, 64, 4, false);
     all_->barrier();

@@ -46,8 +46,9 @@ class PlannedRanks : public ::testing::Test {
     job.run(plan.step, plan.step + 1);
     const auto before = sent(job);
     count.take_peak();
-    job.run(plan.step, plan.step + 1);
+    const StepRecord record = job.run(plan.step, plan.step + 1).front();
     const int64_t peak = count.take_peak();
+    EXPECT_NEAR(plan.flops / record.flops, 1.0, 1e-12);
 
     for (const auto& [name, after] : sent(job)) {
       const auto found = before.find(name);
@@ -87,6 +88,17 @@ TEST_F(PlannedRanks, FullFineTuning) {
 TEST_F(PlannedRanks, Adapters) {
   config_.model.trainable.clear();
   config_.model.lora = LoraConfig{.rank = 4, .dropout = 0.2, .targets = {"q_proj", "down_proj"}};
+  expect_ranks_as_planned();
+}
+
+// The alignment responses give the second of two steps a direction; the KL has none there.
+TEST_F(PlannedRanks, SamplesAreScored) {
+  config_.objective.gate = 2;
+  config_.objective.align_loss = AlignLoss::sft;
+  config_.batch.max_tokens_per_rank = 67;
+  expect_ranks_as_planned();
+  config_.model.trainable.clear();
+  config_.model.lora = LoraConfig{.rank = 4, .alpha = 8, .targets = {"q_proj", "down_proj"}};
   expect_ranks_as_planned();
 }
 
