@@ -52,7 +52,8 @@ def read_audit(path: Path, tokens: Tokens) -> list[dict]:
             null = math.inf if "dropped" in line else math.nan
             line["score"] = null if line["score"] is None else float(line["score"])
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise InputError(f"{path}: not an audit.jsonl or gate.jsonl of safegrad: {problem}") from problem
+        raise InputError(f"{path}: not an audit.jsonl or gate.jsonl of safegrad: {problem}"
+                         ) from problem
     expected = {i: len(sequence) for i, sequence in enumerate(tokens.tokens)}
     if lengths != expected or len(lines) != len(expected):
         raise InputError(f"{path}: {len(lines)} samples that are not the {len(expected)} of the"
