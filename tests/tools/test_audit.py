@@ -69,6 +69,14 @@ def test_the_command_judges_and_shows(tmp_path):
     assert [line.split()[0] for line in ended.stdout.splitlines()] == ["1", "3"]
 
 
+def test_what_a_gate_has_never_scored_is_not_the_worst(tmp_path):
+    lines = [{"index": i, "score": s, "dropped": i == 1, "tokens": 3 + i, "scored": 1 + i}
+             for i, s in ((1, -2.0), (3, -1.0), (0, 0.5), (2, None))]
+    audited, task = write(tmp_path, lines)
+    result = json.loads(command(audited, task, "--bad", "bad").stdout)
+    assert (result["auc"], result["precision"]) == (1, 1)
+
+
 def test_an_audit_of_other_data_is_refused(tmp_path):
     paths = write(tmp_path, [{"index": 0, "score": 1.0, "loss": 1.0, "tokens": 9, "scored": 1}])
     with pytest.raises(InputError, match="1 samples that are not the 4"):
