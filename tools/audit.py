@@ -92,11 +92,13 @@ def outliers(scores: np.ndarray, deviations: float) -> np.ndarray:
     deviation) below the median; and what is no number. As long as most samples are good, median and
     deviation are theirs, whatever the share of bad ones.
     """
-    known = scores[~np.isnan(scores)]
+    known = scores[np.isfinite(scores)]
     if not known.size:
         return np.isnan(scores)
     median = np.median(known)
     deviation = 1.4826 * np.median(np.abs(known - median))
+    if deviation == 0:  # most are the same: none stands out
+        return np.isnan(scores)
     return np.isnan(scores) | (scores < median - deviations * deviation)
 
 

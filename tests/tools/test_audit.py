@@ -120,6 +120,12 @@ def test_outliers_are_told_by_the_many():
         assert found[: len(bad)].all() and found[len(bad):].mean() < 0.01
 
 
+def test_what_was_never_scored_and_what_is_the_same_is_no_outlier():
+    scores = np.array([math.inf, math.inf, -9.0, 0.1, 0.0, -0.1, 0.2])
+    assert audit.outliers(scores, 2).tolist() == [False, False, True] + [False] * 4
+    assert not audit.outliers(np.array([-9.0, 0.0, 0.0, 0.0]), 2).any()
+
+
 @pytest.mark.parametrize("arguments", [["--drop", "1"], ["--drop-outliers", "2"],
                                        ["--drop-outliers", "0", "--out", "x"],
                                        ["--drop", "1", "--drop-outliers", "2", "--out", "x"], ["--out", "x"],
