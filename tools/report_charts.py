@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from report_figures import (BINS, HeatMap, Line, bar_chart, decades, heat_chart, heat_map_of,
                             line_chart, moving_share, thin)
-from runs import NAN, Run, cosine_of, finite, mean, norm
+from runs import NAN, Run, cosine_of, finite, is_held, mean, norm
 
 WINDOW = 20  # steps of the moving conflict rate
 
@@ -47,6 +47,8 @@ class Chart:
     marks_skipped: bool = False
     trivial: float | None = None  # not drawn if it is nothing else in any run
     sparse: bool = False  # measured after some steps only: the points in between are left out
+    held: bool = False  # of the alignment gradient: a step that used an older one measured nothing
+    special: bool = False  # of some rules only: that it is not there needs no word
 
 
 def conflict_rate(run: Run) -> list[float]:
@@ -75,7 +77,7 @@ LOSSES = [
           key("loss_task"), marks_skipped=True),
     Chart("loss_align", "Alignment loss",
           "KL from the start model per response token (cross-entropy with align_loss: sft): how far"
-          " the model has moved away on the alignment set.", key("loss_align")),
+          " the model has moved away on the alignment set.", key("loss_align"), held=True),
 ]
 CONFLICT = [
     Chart("cosine", "Cosine of the two gradients",
@@ -86,25 +88,27 @@ CONFLICT = [
           conflict_rate, percent=True),
     Chart("c_align", "Coefficient of the alignment gradient",
           "Its weight in the update. SafeGrad raises it above ρ in conflict; it may be large while"
-          " the alignment gradient is tiny.", key("c_align")),
+          " the alignment gradient is tiny. With layer-wise surgery, the mean over blocks.",
+          key("c_align")),
     Chart("c_task", "Coefficient of the task gradient",
           "Its weight in the update, which pcgrad, mgda and cagrad change.", key("c_task"),
           trivial=1.0),
     Chart("block_conflicts", "Blocks in conflict",
           "Layer-wise surgery: in how many of the blocks that train the two gradients conflict.",
-          of_blocks(lambda found: found["conflicts"])),
+          of_blocks(lambda found: found["conflicts"]), special=True),
     Chart("block_c_align", "Largest coefficient of a block's alignment gradient",
           "Layer-wise surgery: the weight above is the mean over blocks, this the largest of them.",
-          of_blocks(lambda found: found["c_align"][1])),
+          of_blocks(lambda found: found["c_align"][1]), special=True),
 ]
 NORMS = [
     Chart("norm_task", "Norm of the task gradient",
           "How hard the user's data pulls, before coefficients and clipping.", norms("uu")),
     Chart("norm_align", "Norm of the alignment gradient",
-          "How hard the alignment set pulls back; 0 at the start model.", norms("aa")),
+          "How hard the alignment set pulls back; 0 at the start model.", norms("aa"), held=True),
     Chart("drift", "Distance from the anchor",
-          "Rule lisa: |w − w_anchor|, how far a phase has moved the weights; ρ times it pulls back.",
-          key("drift")),
+          "Rule lisa: |w − w_anchor|, how far a phase has moved the weights; ρ times it pulls"
+          " back.",
+          key("drift"), special=True),
     Chart("grad_norm", "Norm of the combined gradient",
           "What the rule made of the two, before clipping.", key("grad_norm")),
     Chart("clip", "Clipping factor", "The combined gradient is multiplied by it; 1 is no clipping.",
@@ -154,7 +158,8 @@ def draw_chart(chart: Chart, runs: list[Run]) -> Picture | None:
 
 
 def lines_of(chart: Chart, runs: list[Run]) -> list[Line]:
-    points = [list(zip(run.numbers, chart.values(run))) for run in runs]
+    points = [[(step["step"], value) for step, value in zip(run.steps, chart.values(run))
+               if not (chart.held and is_held(step))] for run in runs]
     if chart.sparse:
         points = [[point for point in of_run if math.isfinite(point[1])] for of_run in points]
     # The same for all runs, so that none looks smoother than another.
@@ -163,7 +168,7 @@ def lines_of(chart: Chart, runs: list[Run]) -> list[Line]:
     for i, (run, of_run) in enumerate(zip(runs, points)):
         steps, values = [step for step, _ in of_run], [value for _, value in of_run]
         lines.append(thin(i, run.name, steps, values, per_point))
-        lines[-1].dots = chart.sparse
+        lines[-1].dots = chart.sparse or len(steps) < len(runs[i].steps)
     return lines
 
 
@@ -196,7 +201,8 @@ def rounded(values: list[float]) -> list[float]:
 
 def draw_charts(title: str, charts: list[Chart], runs: list[Run], otherwise: str = "") -> Section:
     pictures = [picture for chart in charts if (picture := draw_chart(chart, runs))]
-    missing = {chart.id for chart in charts if chart.trivial is None} - {p.id for p in pictures}
+    expected = {chart.id for chart in charts if chart.trivial is None and not chart.special}
+    missing = expected - {picture.id for picture in pictures}
     return Section(title, pictures, otherwise if missing else "")
 
 
@@ -216,14 +222,14 @@ def phases(runs: list[Run]) -> Section:
     words = " ".join(f"{run}: " + ", ".join(f"{name} {value:.3g}" for name, value in row.items())
                      + "." for run, row in data.items())
     picture = Picture("phases", "Mean seconds of a step",
-                      "Where a step's time goes, on the slowest rank of each phase; reduce and wait"
-                      " are communication, and waiting for slower ranks.",
+                      "Where a step's time goes, on rank 0; reduce and wait are communication, and"
+                      " waiting for slower ranks.",
                       bar_chart(rows, "seconds", f"Mean seconds of each phase. {words}"), data)
     return Section(title, [picture])
 
 
-HEAT_MEANING = ("Cosine of the two gradients within each block of the model; the rule acts on the"
-                " whole model's. Grey: not known, or one gradient is zero.")
+HEAT_MEANING = ("Cosine of the two gradients within each block of the model. Grey: not known, or"
+                " one gradient is zero.")
 GRAM_HINT = "Set objective.gram_per_block: true to have the inner products of every block recorded."
 
 
@@ -239,8 +245,9 @@ def blocks(runs: list[Run]) -> Section:
         rows = {name: values for name, values in rows.items() if finite(values)}
         if rows:
             heats[run.name] = heat_map_of(run.numbers, rows)
-    text = " ".join([HEAT_MEANING] * bool(heats)
-                    + [why_no_heat_map(run) for run in runs if run.name not in heats])
+    shown = [run for run in runs if run.name in heats]
+    text = " ".join([HEAT_MEANING, what_the_rule_sees(shown)] * bool(heats)
+                    + why_no_heat_map([run for run in runs if run.name not in heats]))
     if not heats:
         return Section(title, [], text)
     sizes = sorted(abs(v) for heat in heats.values() for row in heat.values for v in finite(row))
@@ -250,10 +257,21 @@ def blocks(runs: list[Run]) -> Section:
                    legend=f"{limit:g}")
 
 
-def why_no_heat_map(run: Run) -> str:
-    if not any(step.get("blocks") for step in run.steps):
-        return f"Not recorded in {run.name}. {GRAM_HINT}"
-    return f"In {run.name} one of the two gradients is zero throughout, or there is only one."
+def what_the_rule_sees(runs: list[Run]) -> str:
+    by_block = [run.name for run in runs if run.config.get("objective.surgery") == "block"]
+    if not by_block:
+        return "The rule acts on the whole model's."
+    where = "" if len(by_block) == len(runs) else f" in {', '.join(by_block)}"
+    return (f"The rule acts on each of them by itself (objective.surgery: block){where}"
+            + ("; elsewhere on the whole model's." if where else "."))
+
+
+def why_no_heat_map(runs: list[Run]) -> list[str]:
+    recorded = [run.name for run in runs if any(step.get("blocks") for step in run.steps)]
+    others = [run.name for run in runs if run.name not in recorded]
+    return ([f"Not recorded in {', '.join(others)}. {GRAM_HINT}"] * bool(others)
+            + [f"In {', '.join(recorded)} one of the two gradients is zero throughout, or there is"
+               " only one."] * bool(recorded))
 
 
 def block_order(name: str) -> tuple:
@@ -296,7 +314,13 @@ def probe_charts(runs: list[Run]) -> list[Chart]:
         return Chart(f"probe {probe} {measure}", f"{probe} · {measure}", probe_meaning(measure),
                      values, sparse=True)
 
-    return [chart(*name) for name, times in sorted(taken.items()) if times > 1]
+    return [chart(*name) for name in sorted(taken, key=probe_order) if taken[name] > 1]
+
+
+def probe_order(name: tuple[str, str]) -> tuple:
+    """By probe; what decoding would say first."""
+    probe, measure = name
+    return (probe, not measure.startswith("greedy_"), measure)
 
 
 def probe_meaning(measure: str) -> str:
@@ -318,7 +342,7 @@ def sections(runs: list[Run]) -> list[Section]:
         blocks(runs),
         draw_charts("Speed", SPEED, runs),
         phases(runs),
-        draw_charts("Memory", MEMORY, runs, "Not recorded in all of these runs: safegrad writes"
+        draw_charts("Memory", MEMORY, runs, "Recorded in none of these runs: safegrad writes"
                     " memory_bytes where the system says how much a process has held."),
         draw_charts("Probes during training", probe_charts(runs), runs),
     ]

@@ -7,7 +7,7 @@ import json
 import math
 import re
 
-from report_charts import Picture, Section, count, sections
+from report_charts import Picture, Section, count, probe_order, sections
 from report_theme import DASHES, css_variables, run_color
 from runs import LAST, Run, config_differences, summarize
 
@@ -127,7 +127,7 @@ def duration(seconds: float) -> str:
 
 
 def gibibytes(size: float | None) -> str:
-    return ABSENT if size is None else f"{number(size / 2**30, 3)} GiB"
+    return ABSENT if size is None else f"{size / 2**30:.2f} GiB"
 
 
 def align_name(summary: dict) -> str:
@@ -140,7 +140,7 @@ def sentence(run: Run, s: dict) -> str:
         steps += f" of {s['planned_steps']}"
         if s["last_step"] < s["planned_steps"]:
             steps += " (not finished)"
-    parts = [f"rule {s['rule']}, learning rate {s['lr']}, {steps}.",
+    parts = [f"rule {s['rule']}{how(s)}, learning rate {s['lr']}, {steps}.",
              f"Task loss {number(s['loss_task_first'])} → {number(s['loss_task_last'])}"]
     if s["loss_align_first"] is not None:
         parts[-1] += (f", {align_name(s)} {number(s['loss_align_first'])} →"
@@ -159,6 +159,12 @@ def sentence(run: Run, s: dict) -> str:
     text = f"<p><strong>{escape(run.name)}</strong>: {escape(' '.join(parts))}</p>"
     return text + "".join(f'<p class="muted">{escape(run.name)}: {escape(note)}.</p>'
                           for note in run.notes)
+
+
+def how(s: dict) -> str:
+    """What the rule is applied to, where that is not one inner product of every step."""
+    return (", layer-wise surgery" * (s["surgery"] == "block")
+            + f", alignment gradient every {s['align_every']} steps" * (s["align_every"] != "1"))
 
 
 def legend(runs: list[Run]) -> str:
@@ -196,7 +202,7 @@ def summary_rows(runs: list[Run], summaries: list[dict]) -> dict[str, list[str]]
         return [cell(summary) for summary in summaries]
 
     rows = {
-        "rule": row(lambda s: s["rule"]),
+        "rule": row(lambda s: s["rule"] + how(s)),
         "learning rate": row(lambda s: s["lr"]),
         "steps": row(lambda s: str(s["steps"])),
         "skipped steps": row(lambda s: str(s["skipped"])),
@@ -220,22 +226,35 @@ def summary_rows(runs: list[Run], summaries: list[dict]) -> dict[str, list[str]]
 
 
 def probe_table(runs: list[Run], summaries: list[dict]) -> list[str]:
-    labels = sorted({label for summary in summaries for label in summary["probes"]})
-    if not labels:
+    names = {label: tuple(label.split(" · ", 1)) for s in summaries for label in s["probes"]}
+    if not names:
         return []
+    rows = {label: [probe_cell(summary["probes"].get(label), is_share(names[label][1]))
+                    for summary in summaries]
+            for label in sorted(names, key=lambda label: probe_order(names[label]))}
+    caption = "First and last result of each probe that the run recorded."
+    if any(is_share(measure) for _, measure in names.values()):
+        caption += (" greedy_X is the share of prompts whose greedy reply begins like class X, X"
+                    " the share for which X is the likeliest.")
+    return [heading("Probes"), table(caption, runs, rows)]
 
-    def cell(ends: dict | None) -> str:
-        if ends is None:
-            return ABSENT
-        last = f"{number(ends['last'])} (step\u00a0{ends['last_step']})"
-        if ends["first_step"] == ends["last_step"]:
-            return last
-        return f"{number(ends['first'])} (step\u00a0{ends['first_step']}) → {last}"
 
-    rows = {label: [cell(summary["probes"].get(label)) for summary in summaries]
-            for label in labels}
-    return [heading("Probes"),
-            table("First and last result of each probe that the run recorded", runs, rows)]
+def is_share(measure: str) -> bool:
+    return measure not in ("kl", "loss")
+
+
+def probe_cell(ends: dict | None, percent: bool) -> str:
+    if ends is None:
+        return ABSENT
+
+    def at(which: str) -> str:
+        value = ends[which]
+        shown = number(value) if value is None or not percent else f"{100 * value:.1f} %"
+        return f"{shown} (step\u00a0{ends[f'{which}_step']})"
+
+    if ends["first_step"] == ends["last_step"]:
+        return at("last")
+    return f"{at('first')} → {at('last')}"
 
 
 def differences_table(runs: list[Run], differences: dict) -> list[str]:

@@ -13,6 +13,8 @@ from errors import InputError
 
 # What a skipped step holds instead of measurements: nothing was combined, nothing was updated.
 UPDATE_KEYS = ("c_task", "c_align", "grad_norm", "clip", "cosine")
+# What a step with an older alignment gradient repeats of the step that computed it.
+HELD_KEYS = ("loss_align", "aa")
 LAST = 10  # steps whose mean loss is shown beside that of the last one
 NAN = math.nan
 
@@ -29,7 +31,7 @@ class Run:
     notes: list[str] = field(default_factory=list)  # what was left out, for the reader
 
     def values(self, key: str) -> list[float]:
-        """`key` of every step; NaN where it is absent or null, or where a skipped step has none."""
+        """`key` of every step; NaN where it is absent, null or not this step's own measurement."""
         return [value_of(step, key) for step in self.steps]
 
     @property
@@ -46,8 +48,15 @@ class Run:
 def value_of(step: dict, key: str) -> float:
     if step.get("skipped") and key in UPDATE_KEYS:
         return NAN
+    if key in HELD_KEYS and is_held(step):
+        return NAN
     value = step.get(key)
     return NAN if value is None else float(value)
+
+
+def is_held(step: dict) -> bool:
+    """Of a run with objective.align_every > 1: this step used an older alignment gradient."""
+    return step.get("align_renewed") is False
 
 
 def norm(squared: float) -> float:
@@ -206,6 +215,8 @@ def summarize(run: Run) -> dict:
     checkpoints = finite(run.values("checkpoint_seconds"))
     return {
         "rule": run.config.get("objective.rule", ""),
+        "surgery": run.config.get("objective.surgery", "global"),
+        "align_every": run.config.get("objective.align_every", "1"),
         "align_loss": run.config.get("objective.align_loss", ""),
         "lr": run.config.get("optimizer.lr", ""),
         "steps": len(run.steps),

@@ -151,7 +151,7 @@ def test_the_table_holds_what_the_steps_come_to(tmp_path):
     assert rows["tokens/s"] == ["50"]
     assert rows["time of the steps"] == ["8 s"]
     assert rows["time stopped for checkpoints"] == ["0.5 s"]
-    assert rows["peak memory of a rank"] == ["3 GiB"]
+    assert rows["peak memory of a rank"] == ["3.00 GiB"]
     assert rows["heldout · kl"] == ["0.25 (step\u00a02) → 0.125 (step\u00a04)"]
     assert "steps 1 to 4 of 8 (not finished)" in text_of(content)
     assert "in conflict in 3 of 4 steps (75 %)" in text_of(content)
@@ -179,6 +179,46 @@ def test_layer_wise_surgery_and_lisa_have_pictures_of_their_own(tmp_path):
     assert pictures["block_c_align"]["a"]["values"] == [4, None]
     assert pictures["drift"]["b"]["values"] == [0.5, 1]
     assert "drift" not in report(layer_wise)[1]["pictures"]
+    # Neither is missed where the rule is another.
+    content, _ = report(write_run(tmp_path / "c", [step(1)]))
+    assert "nothing to compare it with" not in text_of(content)
+
+
+def with_surgery(folder: Path) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("objective:\n", "objective:\n  surgery: block\n"))
+    return folder
+
+
+def test_what_the_rule_acts_on_is_said(tmp_path):
+    blocks = {"block 0": {"uu": 1.0, "ua": 0.5, "aa": 1.0}}
+    steps = [step(1, blocks=blocks)]
+    layer_wise = with_surgery(write_run(tmp_path / "a", steps))
+    whole = write_run(tmp_path / "b", steps)
+
+    alone, _ = report(layer_wise)
+    assert "a: rule safegrad, layer-wise surgery, learning rate 0.001" in text_of(alone)
+    assert cells(alone)["rule"] == ["safegrad, layer-wise surgery"]
+    by_itself = "The rule acts on each of them by itself (objective.surgery: block)"
+    assert f"{by_itself}." in text_of(alone) and "acts on the whole" not in text_of(alone)
+    both, _ = report(layer_wise, whole)
+    assert f"{by_itself} in a; elsewhere on the whole model" in text_of(both)
+    assert cells(both)["rule"] == ["safegrad, layer-wise surgery", "safegrad"]
+    assert "The rule acts on the whole model" in text_of(report(whole)[0])
+
+
+def test_an_alignment_loss_that_was_not_measured_is_neither_drawn_nor_averaged(tmp_path):
+    steps = [step(1, align_renewed=True, loss_align=0.5),
+             *(step(n, align_renewed=False, loss_align=0.5, ua=-2.0) for n in (2, 3)),
+             step(4, align_renewed=True, loss_align=0.75, aa=4.0)]
+
+    content, data = report(write_run(tmp_path / "a", steps))
+
+    pictures = data["pictures"]
+    assert pictures["loss_align"]["a"] == {"steps": [1, 4], "values": [0.5, 0.75]}
+    assert pictures["norm_align"]["a"] == {"steps": [1, 4], "values": [1, 2]}
+    assert len(pictures["cosine"]["a"]["values"]) == 4  # of the task's gradient, which is new
+    assert cells(content)["alignment loss, mean of the last 10"] == ["0.625"]
 
 
 def test_a_line_is_drawn_where_its_numbers_are(tmp_path):
@@ -261,17 +301,33 @@ def test_plain_fine_tuning_has_no_alignment_and_says_so(tmp_path):
     assert cells(both)["steps in conflict"] == ["–", "100 %"]
 
 
+def test_shares_of_a_probe_are_in_percent_and_what_decoding_would_say_comes_first(tmp_path):
+    probes = [{"refusal": {"no": 0.9, "yes": 0.1, "greedy_no": share, "greedy_yes": 0.0},
+               "heldout": {"kl": 0.25}} for share in (0.5, 0.655)]
+
+    content, data = report(write_run(
+        tmp_path / "a", [step(n + 1, probe=probe) for n, probe in enumerate(probes)]))
+
+    rows = cells(content)
+    assert rows["refusal · greedy_no"] == ["50.0 % (step\u00a01) → 65.5 % (step\u00a02)"]
+    assert rows["heldout · kl"] == ["0.25 (step\u00a01) → 0.25 (step\u00a02)"]
+    order = [f"refusal {name}" for name in ("greedy_no", "greedy_yes", "no", "yes")]
+    assert [name.removeprefix("probe ") for name in data["pictures"] if "refusal" in name] == order
+    assert [row.replace(" · ", " ") for row in rows if row.startswith("refusal")] == order
+    assert "greedy_X is the share of prompts whose greedy reply begins like class X" in content
+
+
 def test_runs_of_before_memory_was_recorded_say_so(tmp_path):
     old = [{k: v for k, v in step(n).items() if k != "memory_bytes"} for n in (1, 2)]
     folder = write_run(tmp_path / "old", old)
 
     content, data = report(folder)
     assert "memory" not in data["pictures"] and "peak memory of a rank" not in cells(content)
-    assert "Not recorded in all of these runs: safegrad writes memory_bytes" in text_of(content)
+    assert "Recorded in none of these runs: safegrad writes memory_bytes" in text_of(content)
 
     both, data = report(folder, write_run(tmp_path / "new", [step(1), step(2)]))
     assert list(data["pictures"]["memory"]) == ["new"]
-    assert cells(both)["peak memory of a rank"] == ["–", "2 GiB"]
+    assert cells(both)["peak memory of a rank"] == ["–", "2.00 GiB"]
     assert "Not measured in old." in picture(both, "Peak memory of the fullest rank, GiB")
 
 
@@ -346,6 +402,9 @@ def test_the_heat_map_is_the_cosine_of_every_block(tmp_path):
     assert heat["blocks"] == ["block 2", "block 10", "head"]  # frozen ones have no gradient
     assert heat["values"] == [[0.5, None], [-0.5, None], [0.5, None]]
     assert "Not recorded in b. Set objective.gram_per_block: true" in text_of(content)
+    several, _ = report(folder, *(write_run(tmp_path / name, [step(1)]) for name in "cd"))
+    assert "Not recorded in c, d. Set objective.gram_per_block" in text_of(several)
+    assert text_of(several).count("gram_per_block") == 1
     assert "<image" in picture(content, "a")
 
 
