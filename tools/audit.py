@@ -140,7 +140,8 @@ def main() -> None:
                         help="a source whose samples ought to be found (repeatable): prints AUC and"
                         " precision as JSON")
     leave_out = parser.add_mutually_exclusive_group()
-    leave_out.add_argument("--drop", type=int, metavar="N", help="with --out: leave out the N worst")
+    leave_out.add_argument("--drop", type=int, metavar="N",
+                           help="with --out: leave out the N worst")
     leave_out.add_argument("--drop-outliers", type=float, metavar="K",
                            help="with --out: leave out scores more than K robust deviations below"
                            " the median; 2 is what docs/evidence.md tried")
@@ -180,6 +181,8 @@ def main() -> None:
 
 
 def show(lines: list[dict], tokens: Tokens, decode) -> None:
+    headings = ["source"] * (tokens.sources is not None) + ["text"] * bool(decode)
+    print("  ".join([f"{'sample':>8}", f"{'score':>11}", *headings]))
     for line in lines:
         source = tokens.sources[line["index"]] if tokens.sources else ""
         text = f"  {decode(tokens.tokens[line['index']])!r}" if decode else ""

@@ -66,7 +66,7 @@ def test_the_command_judges_and_shows(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["bad"] == 2
     ended = command(*paths, "--top", "2")
-    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["1", "3"]
+    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["sample", "1", "3"]
 
 
 def test_what_a_gate_has_never_scored_is_not_the_worst(tmp_path):
@@ -128,7 +128,8 @@ def test_what_was_never_scored_and_what_is_the_same_is_no_outlier():
 
 @pytest.mark.parametrize("arguments", [["--drop", "1"], ["--drop-outliers", "2"],
                                        ["--drop-outliers", "0", "--out", "x"],
-                                       ["--drop", "1", "--drop-outliers", "2", "--out", "x"], ["--out", "x"],
+                                       ["--drop", "1", "--drop-outliers", "2", "--out", "x"],
+                                       ["--out", "x"],
                                        ["--drop", "4", "--out", "x"]])
 def test_dropping_needs_a_number_and_a_file(tmp_path, arguments):
     ended = command(*write(tmp_path), *arguments)
