@@ -183,8 +183,9 @@ def prepare(arguments: argparse.Namespace) -> None:
     sequences = mix([part.samples for part in drawn], arguments.seed)
     dropped = sum(part.dropped for part in drawn)
     if dropped and not sequences:
-        raise InputError(f"all {dropped} samples are longer than {arguments.max_length} tokens;"
-                         " raise --max-length")
+        files = ", ".join(str(source.path) for source in sources)
+        raise InputError(f"{files}: all {dropped} samples are longer than {arguments.max_length}"
+                         " tokens; raise --max-length")
     write_token_file(arguments.out, sequences, chat.tokenizer_sha256, chat.template_sha256,
                      sources=names, classes=classes)
 

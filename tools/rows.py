@@ -131,6 +131,8 @@ def messages_of(row: Row) -> list[Message]:
         if fields.get("input"):
             prompt += "\n\n" + row.text("input")
         return _exchange(prompt, row.text("output"))
+    if "choices" in fields:
+        raise row.error("has choices, as a probe's rows: give --choices to make a probe of them")
     raise row.error(
         f"fields are {list(fields)}; must be messages, or "
         + ", or ".join(" and ".join(pair) for pair in PAIRS)

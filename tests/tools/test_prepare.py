@@ -140,7 +140,7 @@ def test_long_samples_are_dropped_and_counted(tool, tmp_path, capsys):
 
 def test_samples_that_are_all_too_long_are_named_as_the_reason(tool, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "response": "x" * 500}] * 2)
-    with pytest.raises(InputError, match="all 2 samples are longer than 100 tokens"):
+    with pytest.raises(InputError, match=r"a\.jsonl: all 2 samples are longer than 100 tokens"):
         tool(path, "--max-length", 100)
 
 
@@ -200,6 +200,7 @@ def test_bad_choices_are_refused_with_file_row_and_field(tool, tmp_path, choices
     ("a.csv", "prompt,response\nonly one\n", "a.csv: row 1: has not 2 columns"),
     ("a.csv", "prompt,response\na,b\nc," + "x" * 200_000 + "\n", "a.csv: row 2: field larger than"),
     ("a.jsonl", "\n", "a.jsonl: holds no rows"),
+    ("a.jsonl", '{"prompt": "p", "choices": []}\n', "row 1: has choices, .*give --choices"),
     ("a.parquet", "no", "a.parquet: is not a parquet file"),
     ("a.txt", "x", "a.txt: unknown kind of file"),
 ])
