@@ -56,7 +56,7 @@ struct StepRecord {
   bool skipped = false;                         ///< a scalar was NaN or infinite: no rank stepped
   std::optional<NotFinite> not_finite;          ///< of a skipped step: what
   std::optional<LossSpike> loss_spike;          ///< loss_task stood out; see LossSpikeRule
-  std::map<std::string, double> phase_seconds;  ///< slowest rank
+  std::map<std::string, double> phase_seconds;  ///< of rank 0
   std::map<std::string, std::map<std::string, double>>
       probe;  ///< name -> class or measure -> value
   std::map<std::string, std::map<std::string, double>>
@@ -118,6 +118,10 @@ class ProgressLine {
   std::optional<double> last_plain_s_;  // on the steady clock
   std::vector<double> recent_seconds_;
 };
+
+/// "0.412", "0.0049", "2.1e-4": two significant digits at least, in six columns for what is
+/// positive, below 100 and not below 1e-9; what rounds to 0.000 is zero.
+std::string format_loss(double loss);
 
 /// "1:42", "2:03:09"; "?" if it is not finite.
 std::string format_duration(double seconds);

@@ -72,7 +72,7 @@ NOT_RUN = {
     "wandb": "sends data to another project's server",
     ".venv/bin/python tests/cli/soak.py": "an hour",
     "build/safegrad audit": "needs data of the quickstart; test_audit.py runs it",
-    "mpirun -n 2 build/safegrad audit": "needs data of the quickstart; test_audit.py runs it",
+    "launch/local -n 2 audit": "needs data of the quickstart; test_audit.py runs it",
     ".venv/bin/python tools/audit.py": "needs an audit of it; tests/tools/test_audit.py runs it",
     "benchmarks/audit": "hours",
     "benchmarks/cost": "half an hour, and needs 5 GB of packages",
