@@ -19,7 +19,8 @@ from pathlib import Path
 
 from errors import InputError, run
 from judging import report, verdicts
-from judging.engines import ENGINES, Engine, base_folder, plan_batches
+from judging.engines import (ENGINES, PACKAGES, Engine, base_folder, check_packages,
+                             plan_batches)
 from judging.moderation import Moderator, load_moderator
 from judging.prompts import Asker, Prompt, load, trained_hashes
 from judging.protocols import PRESETS, SETS, Protocol
@@ -28,7 +29,6 @@ from judging.verdicts import LABEL_RULES, judge_label, judge_reply
 
 # Of the verdicts too: another number where prompts or replies are made in another way.
 FORMAT = "safegrad.judge/1"
-VERSIONS = {"transformers": ["torch", "transformers", "peft"], "vllm": ["vllm"]}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None  # the verdicts may all be there; else the engine says what is missing
+        return None  # of an engine that is not this one's
 
 
 def identity_of(name: str, prompts: list[Prompt], protocol: Protocol, options: argparse.Namespace,
@@ -110,7 +110,7 @@ def identity_of(name: str, prompts: list[Prompt], protocol: Protocol, options: a
         "system": protocol.system,
         "max_new_tokens": protocol.max_new_tokens[name],
         "engine": [options.engine, options.device, options.dtype, options.batch_tokens],
-        "versions": {package: version(package) for package in VERSIONS[options.engine]},
+        "versions": {package: version(package) for package in PACKAGES[options.engine]},
         "keep_text": options.keep_text,
     }
     if name == "task":
@@ -242,6 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
             name: min(count or options.limit, options.limit)
             for name, count in protocol.count.items()})
     files = parse_data(options.data, sets)
+    check_packages(options.engine)
     trained = trained_hashes(options.trained_on) if options.trained_on else set()
     prompts = {name: load(protocol, name, files.get(name), trained) for name in sets}
     moderator = None

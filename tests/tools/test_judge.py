@@ -441,6 +441,7 @@ def job(tmp_path, llama_folder, monkeypatch):
         return engine
 
     monkeypatch.setitem(judge.ENGINES, "transformers", make)
+    monkeypatch.setattr(judge, "check_packages", lambda engine: None)
     numbers = random.Random(1)
     words = lambda n: " ".join(f"w{numbers.randint(0, 10**9)}" for _ in range(n))  # noqa: E731
     data = {
@@ -600,7 +601,8 @@ def test_moderation_rules_on_harmful_replies_only(job, monkeypatch, tmp_path):
     (["a", "--sets", "task", "--data", "harmful=x"], "--data harmful=x: must be SET=FILE"),
     (["a", "--preset", "git-disl"], "its harmful prompts ship in no package"),
 ])
-def test_mistakes_are_named(arguments, message):
+def test_mistakes_are_named(arguments, message, monkeypatch):
+    monkeypatch.setattr(judge, "check_packages", lambda engine: None)
     with pytest.raises(InputError, match=message):
         judge.main(arguments)
 
@@ -609,6 +611,13 @@ def test_missing_packages_are_named_with_the_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(InputError, match="pip install -r tools/requirements-hf.txt"):
         engines.import_transformers()
+
+
+def test_missing_packages_are_named_before_anything_is_downloaded(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setattr(judge, "load", lambda *_: pytest.fail("prompts were asked for"))
+    with pytest.raises(InputError, match="without .*'peft'.* here; install them once"):
+        judge.main(["a"])
 
 
 def test_vllm_is_refused_on_a_cpu(tmp_path):

@@ -7,6 +7,7 @@ are left out.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from errors import InputError
 
 INSTALL = ("python3 -m venv .venv-hf && .venv-hf/bin/pip install -r tools/requirements-hf.txt; then"
            " run this with .venv-hf/bin/python")
+
+PACKAGES = {"transformers": ["torch", "transformers", "peft"], "vllm": ["vllm"]}
 
 Decided = Callable[[list[int]], bool]
 
@@ -111,6 +114,16 @@ def base_folder(folder: Path) -> Path:
     raise InputError(f"{path}: base_model_name_or_path: no model folder {name} and none"
                      f" {folder / name}; run from the folder that it is relative to, or write the"
                      " base model's path there")
+
+
+def check_packages(engine: str) -> None:
+    """Before anything is downloaded; the engine finds out only when it is first asked."""
+    missing = [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
+    if missing and engine == "transformers":
+        raise InputError(f"generating needs transformers, peft and torch, without {missing} here;"
+                         f" install them once: {INSTALL}")
+    if missing:
+        raise InputError(f"--engine {engine}: {missing} is not installed here")
 
 
 def import_transformers():
