@@ -48,11 +48,12 @@ void print_summary(const dist::Audit& audit, const TokenFile& task, int64_t step
     broken += !std::isfinite(sample.score);
   }
   const std::string not_finite = broken > 0 ? fmt::format(" · {} NOT FINITE", broken) : "";
-  fmt::print("{}, {} tokens, after {} in {} · alignment loss {:.3f}, |a| {:.3g} · {} below zero{}",
-             counted(static_cast<int64_t>(audit.samples.size()), "sample"), task.total_tokens(),
-             counted(steps, "plain step"), format_duration(seconds), audit.align_loss,
-             audit.align_norm, below, not_finite);
-  fmt::print(" · all in {}\n", path);
+  fmt::print(
+      "{}, {} tokens, scored after {}; {} in all · alignment loss {}, |a| {:.3g} · {} below zero, "
+      "which is no border between good and bad{} · all in {}\n",
+      counted(static_cast<int64_t>(audit.samples.size()), "sample"), task.total_tokens(),
+      counted(steps, "plain step"), format_duration(seconds), format_loss(audit.align_loss),
+      audit.align_norm, below, not_finite, path);
 }
 
 // On a terminal one line, redrawn; in a log a line twice a minute.

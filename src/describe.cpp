@@ -7,6 +7,7 @@
 
 #include "core/enum_names.h"
 #include "core/words.h"
+#include "dist/checkpoint_files.h"
 #include "dist/run_shape.h"
 #include "plan.h"
 
@@ -39,10 +40,23 @@ std::string probes_in_words(const RunConfig& config) {
   return text.empty() ? "" : fmt::format("{:<8}{}; all at the end\n", "probes", text);
 }
 
+// How many sequences the start model's hidden states are needed of.
+int64_t count_reference_sequences(const Job& job) {
+  int64_t count = 0;
+  if (job.data.align && job.config.objective.align_loss == AlignLoss::kl)
+    count += job.data.align->size();
+  for (const auto& probe : job.data.probes) {
+    if (!probe->has_choices()) count += probe->size();
+  }
+  return count;
+}
+
 std::string output_in_words(const std::string& output) {
   const char* state = "would be made";
-  if (std::filesystem::exists(output + "/metrics.jsonl"))
-    state = "holds a run, whose files would be replaced unless it is resumed";
+  if (!dist::list_checkpoints(output + "/checkpoints").empty())
+    state = "holds a run with checkpoints: train needs --resume auto there, or another folder";
+  else if (std::filesystem::exists(output + "/metrics.jsonl"))
+    state = "holds a run without checkpoints, whose files would be replaced";
   else if (std::filesystem::exists(output))
     state = "is there, without a run";
   return fmt::format("{:<8}{} ({})\n", "output", output, state);
@@ -92,18 +106,68 @@ std::string planned_memory_in_words(const Job& job, bool gpu, int64_t ranks, int
   }
 }
 
+std::string steps_in_words(const RunConfig& config, int64_t steps, int64_t task_sequences) {
+  const ObjectiveSection& o = config.objective;
+  const auto drawn =
+      static_cast<double>(dist::turns_of(config, 0).before(steps) * config.batch.task_sequences);
+  const double epochs = config.train.epochs ? static_cast<double>(*config.train.epochs)
+                                            : drawn / static_cast<double>(task_sequences);
+  std::string rule = fmt::format("rule {}", name_of(o.rule));
+  if (o.rule == Rule::safegrad || o.rule == Rule::weighted_sum)
+    rule += fmt::format(", rho {:g}", o.rho);
+  if (o.rule == Rule::cagrad) rule += fmt::format(", cagrad_c {:g}", o.cagrad_c);
+  if (o.surgery == Surgery::block && o.rule != Rule::sft) rule += ", surgery by block";
+  if (o.align_every > 1) rule += fmt::format(", alignment every {} steps", o.align_every);
+  return fmt::format(" ({:.3g} epoch{}) of {} + {} sequences, {}, lr {:g}", epochs,
+                     epochs == 1 ? "" : "s", config.batch.task_sequences,
+                     config.batch.align_sequences, rule, config.optimizer.lr);
+}
+
+std::string header_in_words(const Job& job, int64_t ranks, int64_t shards, int64_t near) {
+  const Backend& backend = job.device->backend();
+  const bool gpu = !backend.device().is_cpu();
+  const int64_t samples = job.data.task->size(), steps = dist::count_steps(job.config, samples);
+  const int64_t compared = count_reference_sequences(job);
+  const std::string states = compared == 0
+                                 ? ""
+                                 : fmt::format(
+                                       ", and the start model's hidden states of {} (kept in "
+                                       "{}/reference)",
+                                       counted(compared, "sequence"), job.config.output);
+  return fmt::format("safegrad {} · {} · {}\n{}{}{}\n{}reading the weights{}\n", SAFEGRAD_VERSION,
+                     model_in_words(job), ranks_in_words(ranks, shards, gpu, backend.name()),
+                     data_in_words(job.data), counted(steps, "step"),
+                     steps_in_words(job.config, steps, samples),
+                     planned_memory_in_words(job, gpu, ranks, near), states);
+}
+
+std::string measures_in_words(const std::map<std::string, double>& measures) {
+  std::string greedy, likeliest, others;
+  const auto add_share = [](std::string& text, const std::string& name, double share) {
+    text += fmt::format("{} {} {:.1f} %", text.empty() ? "" : ",", name, 100 * share);
+  };
+  for (const auto& [name, value] : measures) {
+    if (name.starts_with("greedy_"))
+      add_share(greedy, name.substr(7), value);
+    else if (measures.contains("greedy_" + name))
+      add_share(likeliest, name, value);
+    else
+      others += fmt::format(" {} {}", name, format_loss(value));
+  }
+  return greedy.empty() ? others
+                        : fmt::format(" greedy reply{}; likeliest{}{}", greedy, likeliest, others);
+}
+
 std::string check_in_words(const Job& job, int64_t ranks, int64_t near) {
   const RunConfig& c = job.config;
   const bool gpu =
       c.parallel.device == Device::cuda || (job.device && !job.device->backend().device().is_cpu());
   const int64_t shards = c.parallel.shards == 0 ? ranks : c.parallel.shards;
   const std::string device = job.device ? job.device->backend().name() : "cuda (not looked for)";
-  const std::string length =
-      c.train.epochs ? fmt::format(" ({})", counted(*c.train.epochs, "epoch")) : "";
-  return fmt::format("{:<8}{}\n{}{}{:<8}{}{} of {} + {} sequences, rule {}\n{:<8}{}\n{}{}", "model",
-                     model_in_words(job), data_in_words(job.data), probes_in_words(c), "steps",
-                     dist::count_steps(c, job.data.task->size()), length, c.batch.task_sequences,
-                     c.batch.align_sequences, name_of(c.objective.rule), "ranks",
+  const int64_t steps = dist::count_steps(c, job.data.task->size());
+  return fmt::format("{:<8}{}\n{}{}{:<8}{}{}\n{:<8}{}\n{}{}", "model", model_in_words(job),
+                     data_in_words(job.data), probes_in_words(c), "steps", steps,
+                     steps_in_words(c, steps, job.data.task->size()), "ranks",
                      ranks_in_words(ranks, shards, gpu, device),
                      planned_memory_in_words(job, gpu, ranks, near), output_in_words(c.output));
 }

@@ -22,6 +22,8 @@ namespace {
 
 using safegrad::CommandLine;
 
+constexpr int64_t kMostRanks = 1 << 20, kMostTokens = 1 << 24, kMostSamples = 1 << 30;
+
 constexpr const char* kIntroduction =
     "Fine-tunes a language model on many workers without losing its safety (SafeGrad, "
     "arXiv:2508.07172).\n\n"
@@ -66,7 +68,8 @@ void add_local(CLI::App& app, std::function<std::string()>& command, std::string
     command = safegrad::config_schema;
   });
   CLI::App* inspect = app.add_subcommand(
-      "inspect", "say what a token file, model, adapter, checkpoint or run folder is");
+      "inspect",
+      "say what a token file or a folder of a model, adapter, run, checkpoint or audit is");
   inspect->add_option("path", path, "file or folder")->required();
   inspect->callback([&] { command = [&path] { return safegrad::inspect(path); }; });
 }
@@ -100,11 +103,11 @@ void add_resume(CLI::App& train, CommandLine& line) {
 void add_audit(CLI::App& audit, CommandLine& line) {
   audit.add_option("--top", line.top, "samples to print, the worst first (20)")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, kMostSamples));
   audit
       .add_option("--steps", line.steps, "of plain fine-tuning before the samples are scored (10)")
       ->type_name("N")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, kMostSamples));
 }
 
 void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
@@ -113,7 +116,7 @@ void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
       ->delimiter(',')
       ->allow_extra_args(false)  // what follows is the config
       ->type_name("N,...")
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(CLI::Range(int64_t{1}, kMostRanks));
   plan.add_option("--device", options.device,
                   "a100, h100, h200, cpu (measured here), or a name of --figures")
       ->type_name("NAME");
@@ -122,17 +125,17 @@ void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
       ->type_name("NAME");
   plan.add_option("--ranks-per-node", options.ranks_per_node, "ranks of one machine")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, kMostRanks));
   plan.add_option("--figures", options.figures,
                   "YAML file with figures of devices and networks (docs/plan.md)")
       ->type_name("FILE");
   CLI::Option* tokens = plan.add_option("--tokens-per-sequence", options.tokens,
                                         "length of every sequence, in place of the data files")
                             ->type_name("N")
-                            ->check(CLI::Range(2, 1 << 24));
+                            ->check(CLI::Range(int64_t{2}, kMostTokens));
   plan.add_option("--scored-per-sequence", options.scored, "of those (all but the first)")
       ->type_name("N")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(int64_t{1}, kMostTokens))
       ->needs(tokens);
   plan.add_flag("--run", options.run,
                 "run a step of one rank here and compare memory and traffic (CPU)");
@@ -167,7 +170,7 @@ int main(int argc, char** argv) {
   check
       ->add_option("--ranks", line.ranks,
                    "check for this many ranks; default: those that were started")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(int64_t{1}, kMostRanks));
   add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
   add_audit(*add("audit", "rank the task samples by how much each works against alignment",
                  safegrad::audit),

@@ -16,10 +16,9 @@ void OutputFolder::claim(std::vector<std::string>& warnings) {
     lock_ = FileLock::take(path_ + "/lock", fmt::format("output: {}", path_));
   } catch (const InputError& taken) {
     throw InputError(
-        fmt::format("{}; wait for its end (if that process is gone for good, remove {}/lock), or "
-                    "choose another "
-                    "folder with --set output=FOLDER",
-                    taken.what(), path_));
+        fmt::format("{}; wait for its end (one that has ended or was killed holds nothing), or "
+                    "choose another folder with --set output=FOLDER",
+                    taken.what()));
   }
   claimed_ = true;
   if (!lock_) {

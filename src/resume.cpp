@@ -1,7 +1,9 @@
 #include "resume.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <span>
 
 #include <fmt/format.h>
@@ -50,6 +52,13 @@ std::string choose_folder(std::string resume, const std::string& own,
   return resume;
 }
 
+// Of a line of metrics; nothing where it is no step's.
+std::optional<int64_t> step_of(const std::string& line) {
+  const auto json = nlohmann::json::parse(line, nullptr, false);
+  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) return {};
+  return json["step"].get<int64_t>();
+}
+
 }  // namespace
 
 StartPoint find_start(const std::string& resume, const std::string& output,
@@ -84,14 +93,21 @@ void cut_metrics(const std::string& path, int64_t step) {
   AtomicFile kept(path);
   for (std::string line; std::getline(lines, line);) {
     // A crash may have cut a line short: then it is one of those that will be measured again.
-    const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;
-    if (json["step"].get<int64_t>() > step) continue;
+    const std::optional<int64_t> number = step_of(line);
+    if (!number || *number > step) continue;
     kept.write(std::as_bytes(std::span(line)));
     kept.write(std::as_bytes(std::span("\n", 1)));
   }
   SAFEGRAD_CHECK(!lines.bad(), RunError, "{}: reading it failed; it is left as it was", path);
   kept.commit();
+}
+
+int64_t last_recorded_step(const std::string& path) {
+  int64_t last = 0;
+  std::ifstream lines(path, std::ios::binary);
+  for (std::string line; std::getline(lines, line);)
+    last = std::max(last, step_of(line).value_or(0));
+  return last;
 }
 
 bool StartPoint::is_in(const std::string& checkpoints) const {

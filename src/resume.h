@@ -33,4 +33,7 @@ void check_unchanged(const StartPoint& start, const dist::Manifest& now, bool al
 /// Keeps the lines of a metrics file up to `step`: what came after will be measured again.
 void cut_metrics(const std::string& path, int64_t step);
 
+/// The last step that a metrics file has; 0 where there is none, or no such file.
+int64_t last_recorded_step(const std::string& path);
+
 }  // namespace safegrad

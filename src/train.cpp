@@ -29,18 +29,9 @@
 namespace safegrad {
 namespace {
 
-// `near`: ranks of this machine.
-void print_header(const Job& job, const dist::Trainer& trainer, dist::Mesh& mesh, int near) {
-  const RunConfig& c = job.config;
-  const Backend& backend = job.device->backend();
-  const bool gpu = !backend.device().is_cpu();
-  fmt::print("safegrad {} · {} · {}\n{}", SAFEGRAD_VERSION, model_in_words(job),
-             ranks_in_words(mesh.world().size(), mesh.shards(), gpu, backend.name()),
-             data_in_words(job.data));
-  fmt::print("{} of {} + {} sequences · speed of light {:.0f} GFLOP/s over all ranks\n",
-             counted(trainer.total_steps(), "step"), c.batch.task_sequences,
-             c.batch.align_sequences, trainer.gemm_rate() / 1e9);
-  fmt::print("{}", planned_memory_in_words(job, gpu, mesh.world().size(), near));
+// Before the weights are read, which may take minutes. `near`: ranks of this machine.
+void print_header(const Job& job, dist::Mesh& mesh, int near) {
+  fmt::print("{}", header_in_words(job, mesh.world().size(), mesh.shards(), near));
   std::fflush(stdout);
 }
 
@@ -63,7 +54,7 @@ struct LossEnds {
     last = loss;
   }
   std::string text(const std::string& name) const {
-    return first ? fmt::format(" · {} {:.3f} → {:.3f}", name, *first, *last) : "";
+    return first ? fmt::format(" · {} {} → {}", name, format_loss(*first), format_loss(*last)) : "";
   }
 };
 
@@ -97,13 +88,12 @@ void print_summary(const Summary& s, const Job& job) {
     align += fmt::format(" · conflicts in {} of {}", s.conflicts, counted(s.compared, "step"));
   if (s.gated > 0) align += fmt::format(" · {} left out by the gate", counted(s.gated, "draw"));
   if (s.skipped > 0) align += fmt::format(" · {} skipped (not finite)", counted(s.skipped, "step"));
-  for (const auto& [name, measures] : s.last.probe) {
-    std::string text;
-    for (const auto& [measure, value] : measures)
-      text += fmt::format("  {} {:.3f}", measure, value);
-    fmt::print("probe {}:{}\n", name, text);
-  }
-  fmt::print("done in {}{}{} · model in {}/model\n", format_duration(s.seconds),
+  for (const auto& [name, measures] : s.last.probe)
+    fmt::print("probe {}:{}\n", name, measures_in_words(measures));
+  const int64_t first = s.last.step - s.steps + 1;
+  const std::string part =
+      first > 1 ? fmt::format(" (steps {} to {})", first, s.last.step) : std::string();
+  fmt::print("done in {}{}{}{} · model in {}/model\n", format_duration(s.seconds), part,
              s.task.text("task"), align, job.config.output);
 }
 
@@ -183,9 +173,16 @@ std::unique_ptr<MetricsFile> begin_files(const Job& job, const StartPoint& start
   return metrics;
 }
 
-void print_start(const Job& job, const CommandLine& line, const StartPoint& start) {
+// `recorded`: the last step in the metrics of the run before.
+void print_start(const Job& job, const CommandLine& line, const StartPoint& start, int64_t recorded,
+                 int64_t total) {
   if (start.resumes()) {
-    fmt::print("resumes after step {} from {}\n", start.saved.step, start.folder);
+    std::string again;
+    if (recorded > start.saved.step) {
+      again = fmt::format("; steps {} to {} are done again{}", start.saved.step + 1, recorded,
+                          recorded == total ? ": this run had been through all of its steps" : "");
+    }
+    fmt::print("resumes after step {} from {}{}\n", start.saved.step, start.folder, again);
   } else if (!line.resume.empty()) {
     fmt::print("no checkpoint in {}: starts at the beginning\n", checkpoint_folder(job.config));
   }
@@ -282,19 +279,25 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
     if (speaks) output.make(job.warnings);
   });
   print_warnings(job.warnings, line, launcher.control());
-  times.end("connecting, output folder");
+  times.end("connecting and output folder");
 
+  const int near = dist::find_local_rank(launcher.control()).ranks;
+  // A checkpoint may be refused for the weights that it was written with.
+  if (talks && !start.resumes()) print_header(job, mesh, near);
   dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
   facts.inputs[kWeights] = fmt::format("{:016x}", trainer.start_fingerprint());
   facts.step = start.saved.step;
-  times.end("weights, reference");
+  times.end("weights and reference");
   if (start.resumes()) {
     std::vector<std::string> warnings;
     dist::agree(mesh.world(), [&] { check_weights(start, trainer, line.allow_change, warnings); });
     print_warnings(warnings, line, launcher.control());
+    if (talks) print_header(job, mesh, near);
     dist::restore_checkpoint(trainer, mesh, start.folder, start.saved);
     times.end("checkpoint");
   }
+  const bool goes_on = talks && start.is_in(checkpoint_folder(job.config));
+  const int64_t recorded = goes_on ? last_recorded_step(metrics_path(job.config)) : 0;
   const auto metrics = begin_files(job, start, mesh);
   dist::CheckpointWriter checkpoints(trainer, mesh, checkpoint_folder(job.config),
                                      job.config.checkpoint, facts, launcher.watchdog().files(),
@@ -302,12 +305,14 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
                                        if (metrics) metrics->sync();
                                      });
   trainer.measure_speed_of_light();
-  const int near = dist::find_local_rank(launcher.control()).ranks;
   const std::string ranks = ranks_in_full(launcher.control(), job.device->backend());
   times.end("measuring the speed of light");
-  if (talks) print_header(job, trainer, mesh, near);
+  if (talks) {
+    fmt::print("speed of light: necessary matrix products at {:.0f} GFLOP/s of all ranks\n",
+               trainer.gemm_rate() / 1e9);
+  }
   if (talks && line.verbose) fmt::print("{}{}{}", ranks, files_in_full(job), times.text());
-  if (talks) print_start(job, line, start);
+  if (talks) print_start(job, line, start, recorded, trainer.total_steps());
 
   Summary summary;
   const bool stopped = run_steps(job, start, trainer, checkpoints, metrics.get(), talks, summary);

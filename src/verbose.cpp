@@ -67,7 +67,7 @@ std::string files_in_full(const Job& job) {
 
 void PartTimes::end(const std::string& part) {
   const auto now = Clock::now();
-  parts_ += fmt::format("{}{} {:.2f}", parts_.empty() ? "" : ", ", part, seconds(now - last_));
+  parts_ += fmt::format("{}{} {:.2f} s", parts_.empty() ? "" : ", ", part, seconds(now - last_));
   last_ = now;
 }
 

@@ -20,7 +20,8 @@ class PartTimes {
  public:
   /// The time since the last call, or since this object was made, was for `part`.
   void end(const std::string& part);
-  /// "before the first step: 4.03 s (opening 0.41, weights and reference 3.10, ...)" and a newline.
+  /// "before the first step: 4.03 s (opening 0.41 s, weights and reference 3.10 s, ...)" and a
+  /// newline.
   std::string text() const;
 
  private:

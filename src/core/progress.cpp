@@ -98,8 +98,8 @@ std::vector<Field> fields_of(const StepRecord& record, const std::string& align_
   if (record.skipped || std::isfinite(record.loss_task))
     fields.push_back({fmt::format("task {:.3f}", record.loss_task), 2, 10});
   if (record.loss_align) {
-    fields.push_back(
-        {fmt::format("{} {:.3f}", align_label, *record.loss_align), 3, columns(align_label) + 6});
+    fields.push_back({fmt::format("{} {}", align_label, format_loss(*record.loss_align)), 3,
+                      columns(align_label) + 7});
   }
   if (record.cosine) {
     fields.push_back(
@@ -145,6 +145,16 @@ std::string format_duration(double seconds) {
   const int64_t hours = all / 3600, minutes = all / 60 % 60;
   if (hours > 0) return fmt::format("{}:{:02}:{:02}", hours, minutes, all % 60);
   return fmt::format("{}:{:02}", minutes, all % 60);
+}
+
+std::string format_loss(double loss) {
+  const double size = std::abs(loss);
+  if (!(size < 0.01) || loss == 0) return fmt::format("{:.3f}", loss);
+  if (size >= 0.001) return fmt::format("{:.4f}", loss);
+  std::string text = fmt::format("{:.1e}", loss);
+  const size_t exponent = text.find("e-0");
+  if (exponent != std::string::npos) text.erase(exponent + 2, 1);
+  return text;
 }
 
 std::string format_progress(const StepRecord& record, int64_t total_steps,

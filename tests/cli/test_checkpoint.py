@@ -7,6 +7,7 @@ Real jobs of two ranks under mpirun, on a tiny Qwen2 model.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,7 @@ def test_a_second_job_on_the_same_output_is_refused_and_touches_nothing(job):
     assert (second.code, second.out) == (1, "")
     assert len(second.err.splitlines()) == 1, second.err
     assert f"error: output: ./out/ is in use by process {holder} on " in second.err
+    assert "has ended or was killed holds nothing" in second.err and "remove" not in second.err
     assert " since 20" in second.err and "--set output=FOLDER" in second.err
     assert after == before
     assert train(job, "--resume", "auto").code == 0, "the lock of a job that was killed is free"
@@ -178,6 +180,11 @@ REFUSED = {
 }
 
 
+def test_check_says_what_train_would_say_of_the_folder(saved):
+    assert ("out (holds a run with checkpoints: train needs --resume auto there, or another folder)"
+            ) in run(saved, "check", "config.yaml").out
+
+
 @pytest.mark.parametrize("mistake", REFUSED)
 def test_what_does_not_fit_is_refused_with_one_line(saved, mistake):
     change, arguments, told = REFUSED[mistake]
@@ -239,8 +246,13 @@ def test_metrics_that_a_crash_cut_short_are_measured_again(saved):
     expected = metrics(saved / "out")
     with (saved / "out/metrics.jsonl").open("a") as file:
         file.write('{"step":9,"lo')
-    assert train(saved, "--resume", "auto").code == 0
+    ended = train(saved, "--resume", "auto")
+
+    assert ended.code == 0
     assert metrics(saved / "out") == expected
+    assert (f"resumes after step 6 from {LAST}; steps 7 to 8 are done again: this run had been"
+            " through all of its steps\n") in ended.out
+    assert re.search(r"^done in \S+ \(steps 7 to 8\) · task .* of 2 steps · model", ended.out, re.M)
 
 
 def test_nothing_is_counted_as_saved_before_it_is_on_the_disk(job):

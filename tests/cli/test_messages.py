@@ -32,6 +32,10 @@ TYPED_WRONG = {
     "train": ["train: config is required; safegrad train --help says more"],
     "check a.yaml b.yaml": ["check: b.yaml is one argument too many; safegrad check --help"],
     "train config.yaml -q -v": ["train: --quiet excludes --verbose; "],
+    "check config.yaml --ranks 0": ["check: --ranks: Value 0 not in range 1 to 1048576; safegrad"],
+    "check config.yaml --ranks 2,4": ["Value 2,4 not in range 1 to 1048576; "],
+    "audit config.yaml --top -1": ["Value -1 not in range 0 to "],
+    "plan config.yaml --ranks 2 --ranks-per-node 0": ["Value 0 not in range 1 to 1048576; "],
     "inspect out --steps 3": ["inspect: no such option: --steps (there are: --help); "],
 }
 
@@ -80,8 +84,8 @@ def test_verbose_says_who_computes_what_was_opened_and_where_the_time_went(job):
     assert [line.split()[0] for line in added[2:-1]] == [
         "weights", "data.task", "data.align", "probe", "probe"]
     times = re.fullmatch(
-        r"before the first step: (\S+) s \(opening (\S+), connecting, output folder (\S+),"
-        r" weights, reference (\S+), measuring the speed of light (\S+)\)", added[-1])
+        r"before the first step: (\S+) s \(opening (\S+) s, connecting and output folder (\S+) s,"
+        r" weights and reference (\S+) s, measuring the speed of light (\S+) s\)", added[-1])
     total, *parts = map(float, times.groups())
     assert total == pytest.approx(sum(parts), abs=0.03)  # each is rounded to 0.01
     assert parts[-1] >= 0.5  # which is what it takes

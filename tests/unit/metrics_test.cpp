@@ -221,7 +221,7 @@ TEST(FormatProgress, WideLineShowsEverythingAndABar) {
   const std::string line = format_progress(typical(), 50, "kl", 102, 130);
 
   EXPECT_EQ(line,
-            "step  12/50 ━━━━━─────────────────  task 0.412  kl 0.031  cos −0.21 conflict  "
+            "step  12/50 ━━━━━─────────────────  task 0.412  kl 0.031   cos −0.21 conflict  "
             "634 tok/s    speed of light 72 %   1:42 left");
 }
 
@@ -234,8 +234,8 @@ TEST(FormatProgress, LogLineHasNoBarAndNoLimit) {
 }
 
 TEST(FormatProgress, NarrowLinesDropTheLeastNeededFirst) {
-  EXPECT_EQ(format_progress(typical(), 50, "kl", 102, 80),
-            "step  12/50  task 0.412  kl 0.031  cos −0.21 conflict  634 tok/s    1:42 left");
+  EXPECT_EQ(format_progress(typical(), 50, "kl", 102, 79),  // a terminal of 80
+            "step  12/50  task 0.412  kl 0.031   cos −0.21 conflict  634 tok/s    1:42 left");
   EXPECT_EQ(format_progress(typical(), 50, "kl", 102, 40), "step  12/50  task 0.412  1:42 left");
 }
 
@@ -244,6 +244,7 @@ TEST(FormatProgress, WhatIsShownAndWhereIsTheSameInAllSteps) {
   other.step = 3;
   other.cosine = 0.4;
   other.conflict = false;
+  other.loss_align = 2.1e-4;
   other.tokens_per_s = 12345;
   other.speed_of_light = 1.0;
   // Columns at which the words begin; the same number of columns in bytes before each would do too.
@@ -267,6 +268,15 @@ TEST(FormatProgress, WhatIsShownAndWhereIsTheSameInAllSteps) {
     before = expected.size();
   }
   EXPECT_GE(shapes, 4u) << "widths that leave out more and less were among them";
+}
+
+TEST(FormatLoss, SmallLossesKeepTwoDigitsInSixColumns) {
+  const std::pair<double, const char*> known[] = {
+      {0.412, "0.412"},      {12.3456, "12.346"}, {0.0312, "0.031"},  {0.00996, "0.0100"},
+      {0.00487, "0.0049"},   {0.00021, "2.1e-4"}, {3.4e-9, "3.4e-9"}, {0, "0.000"},
+      {-0.00021, "-2.1e-4"}, {1e-12, "1.0e-12"}};
+  for (const auto& [loss, text] : known) EXPECT_EQ(format_loss(loss), text);
+  EXPECT_EQ(format_loss(std::nan("")), "nan");
 }
 
 TEST(FormatProgress, OneObjectiveShowsNoAlignment) {
