@@ -12,8 +12,10 @@
 #include "core/gpu_limits.h"
 #include "core/pack.h"
 #include "core/sha256.h"
+#include "core/words.h"
 #include "cpu/cpu_backend.h"
 #include "dist/cuda_module.h"
+#include "dist/run_shape.h"
 #include "dist/start_agreement.h"
 
 namespace safegrad {
@@ -89,6 +91,34 @@ void check_lengths(const RunConfig& config, const dist::RunData& data) {
   if (data.task) check_file(*data.task);
   if (data.align) check_file(*data.align);
   for (const auto& probe : data.probes) check_file(*probe);
+}
+
+// What no run can be meant to do, though it can be done.
+void warn_of_sizes(Job& job, int64_t ranks) {
+  const RunConfig& c = job.config;
+  const auto warn = [&](std::string text) { job.warnings.push_back(std::move(text)); };
+  const int64_t drawn = c.batch.task_sequences + c.batch.align_sequences;
+  if (ranks > drawn) {
+    warn(
+        fmt::format("{} of {} ranks have no sequence in a step, which draws {} in all: raise "
+                    "batch.task_sequences, or start fewer",
+                    ranks - drawn, ranks, drawn));
+  }
+  const auto check_draws = [&](const char* key, int64_t sequences, const TokenFile& file) {
+    if (sequences <= file.size()) return;
+    warn(fmt::format("{}: a step draws {} of the {} sequences of {}, some of them more than once",
+                     key, sequences, file.size(), file.path()));
+  };
+  check_draws("batch.task_sequences", c.batch.task_sequences, *job.data.task);
+  if (job.data.align)
+    check_draws("batch.align_sequences", c.batch.align_sequences, *job.data.align);
+  const int64_t steps = dist::count_steps(c, job.data.task->size());
+  if (c.schedule.warmup_steps >= steps) {
+    warn(
+        fmt::format("schedule.warmup_steps: the run has {}, so optimizer.lr is not reached in {} "
+                    "of warm-up",
+                    counted(steps, "step"), c.schedule.warmup_steps));
+  }
 }
 
 // `check` reads headers alone, and does so on the host for a GPU's config: it runs where no GPU is.
@@ -182,8 +212,8 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     in_config(line, [&] {
       job.model = open_named_model(job.config, backend, models::open_model);
       if (job.config.parallel.device == Device::cuda) require_gpu(job.model.decoder->config());
+      dist::Mesh::check(line.ranks > 0 ? line.ranks : control.size(), job.config.parallel.shards);
     });
-    dist::Mesh::check(line.ranks > 0 ? line.ranks : control.size(), job.config.parallel.shards);
     if (purpose == Purpose::evaluate) {
       job.config.data = {};
       job.config.batch.align_sequences = 0;
@@ -204,6 +234,7 @@ Job open_job(const CommandLine& line, dist::Launcher& launcher, Purpose purpose)
     check_output(job.config.output);
     if (purpose == Purpose::audit) return;  // it writes no model
     in_config(line, [&] { check_export(job.config, job.model); });
+    warn_of_sizes(job, line.ranks > 0 ? line.ranks : control.size());
   });
   dist::check_same_start(control, found, job.warnings);
   return job;

@@ -96,7 +96,8 @@ void resolve_alignment(const YamlTree& tree, RunConfig& config) {
   } else if (config.data.align.empty()) {
     if (given && sequences > 0) {
       tree.fail("batch.align_sequences",
-                fmt::format("got {}, but data.align is missing; give it, or set 0", sequences));
+                fmt::format("got {}, but data.align is missing; give it, or set 0 to train without",
+                            sequences));
     }
     sequences = 0;
   }

@@ -8,7 +8,8 @@
 
 namespace safegrad {
 
-/// A file or folder that a key of the config names cannot be used. what() is "key: message".
+/// A file or folder that a key of the config names, or its value, does not go with what it is used
+/// for. what() is "key: message".
 class NamedFileError : public InputError {
  public:
   NamedFileError(std::string key, const std::string& message)

@@ -224,8 +224,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path)
   std::memcpy(&header_bytes, m.data, kLengthBytes);
   SAFEGRAD_CHECK(
       header_bytes <= kMaxHeaderBytes, InputError,
-      "{}: claims a header of {} bytes, the format allows {}; is this a safetensors file? "
-      "(tools/prepare.py makes token files)",
+      "{}: is no safetensors file: its first 8 bytes would be the length of a header, {}, and at "
+      "most {} are allowed (tools/prepare.py makes token files)",
       path, header_bytes, kMaxHeaderBytes);
   SAFEGRAD_CHECK(header_bytes <= m.size - kLengthBytes, InputError,
                  "{}: claims a header of {} bytes, the file has {} after its first 8; {}", path,

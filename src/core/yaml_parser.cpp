@@ -198,6 +198,23 @@ std::string shown(const YamlValue& value) {
   return "nothing";
 }
 
+namespace {
+
+// yaml-cpp names what it did not expect, not the indentation that made it so.
+std::string hint_of(std::string_view text) {
+  int line = 1;
+  for (size_t at = 0; at < text.size(); ++line) {
+    const size_t first = text.find_first_not_of(' ', at);
+    if (first != std::string_view::npos && text[first] == '\t')
+      return fmt::format("line {} is indented with a tab, YAML takes spaces alone", line);
+    at = text.find('\n', at);
+    if (at != std::string_view::npos) ++at;
+  }
+  return "look at the indentation: the keys of a section begin in the same column";
+}
+
+}  // namespace
+
 YamlValue parse_yaml(const std::string& file, std::string_view set_key, std::string_view text) {
   // yaml-cpp 0.7 ends an open quote silently at the end of a file, but only after a newline.
   text = text.substr(0, text.find_last_not_of(" \t\r\n") + 1);
@@ -226,8 +243,8 @@ YamlValue parse_yaml(const std::string& file, std::string_view set_key, std::str
               fmt::format("got \"{}\", which is no YAML value: {}", printable(text),
                           printable(error.msg)));
     }
-    throw ConfigError(fmt::format("{}:{}:{}: not valid YAML: {}", file, error.mark.line + 1,
-                                  error.mark.column + 1, printable(error.msg)));
+    throw ConfigError(fmt::format("{}:{}:{}: not valid YAML: {}; {}", file, error.mark.line + 1,
+                                  error.mark.column + 1, printable(error.msg), hint_of(text)));
   }
   return {};
 }

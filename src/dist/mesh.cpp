@@ -2,17 +2,18 @@
 
 #include <utility>
 
-#include "core/error.h"
+#include "core/config_place.h"
 #include "core/words.h"
 
 namespace safegrad::dist {
 
 void Mesh::check(int64_t ranks, int64_t shards) {
   if (shards == 0) return;
-  SAFEGRAD_CHECK(shards <= ranks && ranks % shards == 0, InputError,
-                 "parallel.shards is {}, which does not divide the {}; allowed: all, or a "
-                 "divisor of {}",
-                 shards, counted(ranks, "rank"), ranks);
+  if (shards <= ranks && ranks % shards == 0) return;
+  throw NamedFileError("parallel.shards",
+                       fmt::format("got {}, which does not divide the {}; allowed: all, or a "
+                                   "divisor of {}",
+                                   shards, counted(ranks, "rank"), ranks));
 }
 
 Mesh::Mesh(std::unique_ptr<Communicator> world, int64_t shards) : world_(std::move(world)) {

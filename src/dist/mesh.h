@@ -12,8 +12,8 @@ namespace safegrad::dist {
 /// across replicas. All collectives.
 class Mesh {
  public:
-  /// `shards` 0 means all ranks. Throws InputError (both numbers) if it does not divide `ranks`.
-  /// Does not communicate.
+  /// `shards` 0 means all ranks. Throws NamedFileError of parallel.shards (both numbers) if it does
+  /// not divide `ranks`. Does not communicate.
   static void check(int64_t ranks, int64_t shards);
   /// Checks, then splits the world.
   Mesh(std::unique_ptr<Communicator> world, int64_t shards);

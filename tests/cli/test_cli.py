@@ -154,7 +154,7 @@ MISTAKES = {
     "weights cut inside the header": (
         cut("model/model.safetensors", 0.01), [], ["model/model.safetensors", "header"]),
     "weights in another format": (
-        not_safetensors, [], ["model/model.safetensors", "is this a safetensors file?"]),
+        not_safetensors, [], ["model/model.safetensors: is no safetensors file: its first 8 "]),
     "damaged header": (
         damaged_header, [], ["model/model.safetensors", "is this a safetensors file?"]),
     "weights of another shape": (
@@ -189,7 +189,8 @@ MISTAKES = {
         ["batch.max_tokens_per_rank: got 39", "sequence 3 of task.safetensors has 40 tokens"]),
     # the job
     "shards that do not divide the ranks": (
-        nothing, ["--set", "parallel.shards=3"], ["parallel.shards is 3", "2 ranks"]),
+        nothing, ["--set", "parallel.shards=3"],
+        ["config.yaml: --set parallel.shards: got 3, which does not divide the 2 ranks; "]),
     "output under a file": (
         nothing, ["--set", "output=config.yaml/run"], ["output: ", "config.yaml", "not a folder"]),
     "output over the model it starts from": (
@@ -239,7 +240,8 @@ def test_check_accepts_a_good_config_and_writes_nothing(job):
     for name, text in {
         "model": ", full fine-tuning (0.02 M of 0.02 M trained)", "task": "12 sequences, ",
         "align": "8 sequences, ", "probes": "heldout every 2 steps, choice; all at the end",
-        "steps": "3 of 4 + 4 sequences, rule safegrad", "ranks": "2 ranks, mpi, cpu, fully sharded",
+        "steps": "3 (1 epoch) of 4 + 4 sequences, rule safegrad, rho 1, lr 0.001",
+        "ranks": "2 ranks, mpi, cpu, fully sharded",
         "memory": "iB planned (", "output": "out (would be made)",
     }.items():
         assert text in said.pop(name), ended.out
@@ -256,7 +258,9 @@ def test_check_says_what_would_run_elsewhere(job):
 
     assert (ended.code, ended.err) == (0, "")
     for text in ("valid for 4 ranks;", "4 ranks, nccl, cuda", "2 replicas x 2 shards",
-                 "6 (2 epochs) of 4 + 4 sequences", "out (holds a run", "weights "):
+                 "6 (2 epochs) of 4 + 4 sequences",
+                 "out (holds a run without checkpoints, whose files would be replaced)",
+                 "weights "):
         assert text in ended.out
     files = re.findall(r"^(?:weights|data\.\w+|probe) +(\S+), (\d+\.\d\d) KiB$", ended.out, re.M)
     assert [Path(name).name for name, _ in files] == [
@@ -264,6 +268,45 @@ def test_check_says_what_would_run_elsewhere(job):
         "choice.safetensors"]
     for name, size in files:
         assert float(size) == pytest.approx((job / name).stat().st_size / 1024, abs=0.006)
+
+
+@pytest.mark.parametrize("ranks, settings, warnings", [
+    (9, {}, ["1 of 9 ranks have no sequence in a step, which draws 8 in all: "]),
+    (8, {"batch.task_sequences": 12, "batch.align_sequences": 8, "schedule.warmup_steps": 2}, []),
+    (1, {"batch.task_sequences": 13, "batch.align_sequences": 9, "schedule.warmup_steps": 3}, [
+        "batch.task_sequences: a step draws 13 of the 12 sequences of task.safetensors, ",
+        "batch.align_sequences: a step draws 9 of the 8 sequences of align.safetensors, ",
+        "schedule.warmup_steps: the run has 3 steps, so optimizer.lr is not reached in 3 of "]),
+])
+def test_what_is_surely_a_mistake_in_sizes_is_a_warning(job, ranks, settings, warnings):
+    ended = run(job, "check", "config.yaml", "--ranks", str(ranks),
+                *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
+                ranks=1)
+
+    assert ended.code == 0
+    assert len(ended.err.splitlines()) == len(warnings), ended.err
+    for line, warning in zip(ended.err.splitlines(), warnings):
+        assert line.startswith(f"warning: {warning}")
+
+
+def test_what_a_run_does_is_said_before_it_begins(job):
+    settings = {"objective.rule": "cagrad", "objective.surgery": "block", "train.steps": "1",
+                "objective.align_every": "2", "optimizer.lr": "2e-5", "parallel.shards": "1"}
+    ended = run(job, "train", "config.yaml",
+                *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")))
+
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[3] == ("1 step (0.333 epochs) of 4 + 4 sequences, rule cagrad, cagrad_c 0.4,"
+                        " surgery by block, alignment every 2 steps, lr 2e-05")
+    # Of the alignment set and the probe that has no choices, which is the same file.
+    assert lines[5] == ("reading the weights, and the start model's hidden states of 16 sequences"
+                        " (kept in out/reference)")
+    assert re.fullmatch("speed of light: .* at [0-9]+ GFLOP/s of all ranks", lines[6])
+    plain = run(job, "train", "config.yaml", "--set", "objective.rule=sft",
+                "--set", "data.align=null", "--set", "batch.align_sequences=0", "--set", "probe=[]",
+                "--set", "objective.surgery=block")
+    assert "rule sft, lr 0.001\n" in plain.out and "\nreading the weights\n" in plain.out
 
 
 def test_check_tells_every_mistake_of_the_config(job):
@@ -333,7 +376,12 @@ def test_a_run_writes_its_folder_and_the_same_again(job):
     memory = [step["memory_bytes"] for step in steps]
     assert memory == sorted(memory) and memory[0] > 2**24  # LibTorch alone is more
     *_, choice, heldout, done = first.out.splitlines()
-    assert choice.startswith("probe choice:") and heldout.startswith("probe heldout:")
+    percent = {name: f"{100 * share:.1f} %" for name, share in steps[2]["probe"]["choice"].items()}
+    assert choice == (
+        f"probe choice: greedy reply first {percent['greedy_first']}, second"
+        f" {percent['greedy_second']}; likeliest first {percent['first']}, second"
+        f" {percent['second']}")
+    assert re.fullmatch(r"probe heldout: kl \d\S+ loss \d\S+", heldout)
     assert re.match(r"done in \d+:\d\d · task \d.* · model in out/model$", done)
 
 

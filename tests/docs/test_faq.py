@@ -21,7 +21,7 @@ PROVOKED = {
     "… is not there; launch/setup": "SAFEGRAD_PROGRAM=nowhere launch/local -n 2 check my.yaml",
     "…: no such key": f"{CHECK} --set objective.rhoo=1",
     "…: got …, must be": f"{CHECK} --set objective.rho=-1",
-    "parallel.shards is": f"{CHECK} --ranks 4 --set parallel.shards=3",
+    "…: got …, which does": f"{CHECK} --ranks 4 --set parallel.shards=3",
     "batch.max_tokens": f"{CHECK} --set batch.max_tokens_per_rank=10",
     "…: missing; objective": f"{CHECK} --set data.align=null",
     "…: made with": f"cp -r models/my-model models/b; echo >> models/b/tokenizer.json;"
@@ -70,7 +70,7 @@ def test_a_message_is_in_the_sources(sources, message):
 
 
 def test_a_message_that_nothing_prints_is_not_in_the_sources(sources):
-    for message in ("…: no such kez…", "parallel.shards is …, that does not"):
+    for message in ("…: no such kez…", "…: got …, that does not divide"):
         assert not any(re.search(pattern_of(message), text) for text in sources)
     assert len(MESSAGES) >= 20
 

@@ -355,6 +355,11 @@ TEST_F(ConfigTest, FilesThatAreNoConfigAreRefused) {
             std::string::npos);
   EXPECT_EQ(error_of("a: 1\n b: [\n").rfind("config.yaml:2:3: not valid YAML: ", 0), 0u)
       << error_of("a: 1\n b: [\n");
+  EXPECT_NE(error_of("model:\n  path: m\n   dtype: x\n").find("; look at the indentation: "),
+            std::string::npos);
+  EXPECT_NE(error_of("model:\n  path: m\n\tdtype: x\n").find("; line 3 is indented with a tab, "),
+            std::string::npos)
+      << error_of("model:\n  path: m\n\tdtype: x\n");
   EXPECT_NE(error_of("model: {path: m}\ndata: {align: a}\noutput: \"open\n").find("not valid YAML"),
             std::string::npos)
       << "yaml-cpp itself would end the quote silently";
