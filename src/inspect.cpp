@@ -11,13 +11,14 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
-#include "core/config.h"
 #include "core/error.h"
 #include "core/files.h"
 #include "core/json.h"
 #include "core/safetensors.h"
 #include "core/token_file.h"
 #include "core/words.h"
+#include "core/yaml_tree.h"
+#include "describe.h"
 #include "dist/checkpoint_files.h"
 #include "models/hf_config.h"
 #include "models/hf_weights.h"
@@ -135,12 +136,16 @@ std::string inspect_model(const std::string& folder) {
 }
 
 std::string inspect_adapter(const std::string& folder) {
-  const models::PeftAdapter a = models::read_peft_adapter(folder);
+  const models::PeftAdapter a = models::read_peft_adapter(folder, /*find_base=*/false);
+  std::error_code ignored;
+  const bool found =
+      fs::exists(a.base_model, ignored) || fs::exists(fs::path(folder) / a.base_model, ignored);
   Tensors tensors;
   tensors.add(SafetensorsFile(folder + "/adapter_model.safetensors"));
-  return fmt::format("{}: PEFT adapter folder, LoRA\n  rank {}, alpha {:g}, on {}\n  of {}\n  {}\n",
-                     folder, a.rank, a.alpha, printable_list(a.targets),
-                     printable(a.base_model, kMaxPath), tensors.text());
+  return fmt::format(
+      "{}: PEFT adapter folder, LoRA\n  rank {}, alpha {:g}, on {}\n  of {}{}\n  {}\n", folder,
+      a.rank, a.alpha, printable_list(a.targets), printable(a.base_model, kMaxPath),
+      found ? "" : ", which is not found from here", tensors.text());
 }
 
 std::string inspect_checkpoint(const std::string& folder) {
@@ -162,19 +167,34 @@ std::string inspect_checkpoint(const std::string& folder) {
                             shell_quoted(folder));
 }
 
-struct LastLine {
-  int64_t lines = 0;
-  std::string text;
+struct Lines {
+  int64_t count = 0;
+  std::string last, probed;  // the last line, and the last one with results of probes
 };
 
-LastLine last_complete_line(const std::string& path) {
+Lines complete_lines(const std::string& path) {
   std::ifstream stream(path);
-  LastLine last;
+  Lines lines;
   for (std::string line; std::getline(stream, line) && !stream.eof();) {
-    ++last.lines;
-    last.text = std::move(line);
+    ++lines.count;
+    if (line.find("\"probe\":") != std::string::npos) lines.probed = line;
+    lines.last = std::move(line);
   }
-  return last;
+  return lines;
+}
+
+std::string describe_probes(const std::string& line) {
+  const auto record = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!record.is_object() || !record.contains("probe") || !record["probe"].is_object()) return "";
+  std::string text;
+  for (const auto& [name, measures] : record["probe"].items()) {
+    std::map<std::string, double> values;
+    for (const auto& [measure, value] : measures.items()) {
+      if (value.is_number()) values[printable(measure)] = value.get<double>();
+    }
+    text += fmt::format("  probe {}:{}\n", printable(name), measures_in_words(values));
+  }
+  return text;
 }
 
 // The model is moved in after the last step: an older one is a run's before.
@@ -187,21 +207,26 @@ std::string describe_model(const std::string& folder) {
              : fmt::format("  finished: the model is in {}/model\n", folder);
 }
 
+// Key by key, not as a config is read: an older version's may have keys that this one lacks.
 std::string inspect_run(const std::string& folder) {
-  const RunConfig config = load_config(folder + "/config.yaml", {});
-  const auto values = config_values(config);
+  const YamlTree config(folder + "/config.yaml");
+  const auto value_of = [&](const char* key) {
+    const YamlValue* value = config.find(key);
+    return value ? printable(value->text, kMaxPath) : std::string();
+  };
+  const std::string rank = value_of("model.lora.rank"), path = value_of("model.path");
   std::string text = fmt::format(
-      "{}: run folder, rule {}{} on {}\n", folder, printable(values.at("objective.rule")),
-      config.model.lora ? fmt::format(", LoRA rank {}", config.model.lora->rank) : "",
-      printable(config.model.path.empty() ? config.model.config : config.model.path, kMaxPath));
-  const std::string metrics = folder + "/metrics.jsonl";
+      "{}: run folder, rule {}{} on {}\n", folder, value_of("objective.rule"),
+      rank.empty() ? "" : ", LoRA rank " + rank, path.empty() ? value_of("model.config") : path);
+  const std::string metrics = folder + "/metrics.jsonl", steps = value_of("train.steps");
   if (fs::exists(metrics)) {
-    const LastLine last = last_complete_line(metrics);
-    const auto record = nlohmann::json::parse(last.text, nullptr, /*allow_exceptions=*/false);
+    const Lines lines = complete_lines(metrics);
+    const auto record = nlohmann::json::parse(lines.last, nullptr, /*allow_exceptions=*/false);
     if (record.is_object()) {
       // A line that others wrote may have a step that is no number: value() would throw.
       const auto step = record.find("step");
-      text += fmt::format("  {} steps recorded", last.lines);
+      text += fmt::format("  {}{} recorded", counted(lines.count, "step"),
+                          steps.empty() ? "" : " of " + steps);
       if (step != record.end() && step->is_number_integer())
         text += fmt::format("; the last is {}", step->get<int64_t>());
       for (const char* key : {"loss_task", "loss_align", "cosine"}) {
@@ -210,6 +235,7 @@ std::string inspect_run(const std::string& folder) {
       }
       text += "\n";
     }
+    text += describe_probes(lines.probed);
   }
   const auto checkpoints = dist::list_checkpoints(folder + "/checkpoints");
   if (!checkpoints.empty())
@@ -221,6 +247,36 @@ std::string inspect_run(const std::string& folder) {
                           printable(entry.path().filename().string()));
   }
   return text;
+}
+
+std::string inspect_audit(const std::string& folder) {
+  return fmt::format(
+      "{0}: folder of an audit\n  {1} scored, the worst first, in {0}/audit.jsonl; "
+      "tools/audit.py shows them\n",
+      folder, counted(complete_lines(folder + "/audit.jsonl").count, "sample"));
+}
+
+std::string inspect_checkpoints(const std::string& folder) {
+  const auto steps = dist::list_checkpoints(folder);
+  return fmt::format("{0}: checkpoints after steps {1}\n  safegrad inspect {0}/{2} says more\n",
+                     folder, fmt::join(steps, ", "), dist::checkpoint_name(steps.back()));
+}
+
+/// The folder that a run keeps beside its checkpoints, empty text if this is none.
+std::string inspect_reference(const std::string& folder) {
+  Tensors tensors;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    const SafetensorsFile file(entry.path().string());
+    const auto format = file.metadata().find("format");
+    if (format != file.metadata().end() && format->second.starts_with("safegrad.reference/"))
+      tensors.add(file);
+  }
+  if (tensors.tensors == 0) return "";
+  return fmt::format(
+      "{}: hidden states of the start model, which a run into the same folder need not compute "
+      "again\n  {}\n",
+      folder, tensors.text());
 }
 
 }  // namespace
@@ -241,11 +297,15 @@ std::string inspect(const std::string& given) {
   if (has("adapter_config.json")) return inspect_adapter(path);
   if (has("config.yaml") && has("metrics.jsonl")) return inspect_run(path);
   if (has("config.json")) return inspect_model(path);
-  throw InputError(
-      fmt::format("{}: neither a model (config.json), an adapter (adapter_config.json), a "
-                  "checkpoint (manifest.json) nor a run "
-                  "(config.yaml)",
-                  path));
+  if (has("audit.jsonl")) return inspect_audit(path);
+  if (!dist::list_checkpoints(path).empty()) return inspect_checkpoints(path);
+  const std::string reference = inspect_reference(path);
+  SAFEGRAD_CHECK(!reference.empty(), InputError,
+                 "{}: neither a model (config.json), an adapter (adapter_config.json), a "
+                 "checkpoint (manifest.json), a run (config.yaml and metrics.jsonl), an audit "
+                 "(audit.jsonl), nor a run's checkpoints or reference",
+                 path);
+  return reference;
 }
 
 }  // namespace safegrad

@@ -46,8 +46,9 @@ struct PeftAdapter {
 /// True if FOLDER has adapter_config.json.
 bool is_peft_adapter(const std::string& folder);
 /// Throws ModelError for anything but plain LoRA (peft_type, use_dora, use_rslora, bias other than
-/// none, modules_to_save, rank_pattern, an initialisation that changes the base, ...).
-PeftAdapter read_peft_adapter(const std::string& folder);
+/// none, modules_to_save, rank_pattern, an initialisation that changes the base, ...), and where
+/// the base model is not found. Without `find_base`, base_model is what the file says.
+PeftAdapter read_peft_adapter(const std::string& folder, bool find_base = true);
 
 /// A base model with a PEFT adapter merged into it while reading: W + (alpha / rank) B A, computed
 /// for the rows asked for. Files: adapter_model.safetensors with

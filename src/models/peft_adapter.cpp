@@ -83,7 +83,7 @@ std::string resolve_base(const std::string& folder, const std::string& name) {
       in_folder(folder, kConfigFile), printable(name, 300), printable(beside, 300)));
 }
 
-PeftAdapter read_adapter(const std::string& folder) {
+PeftAdapter read_adapter(const std::string& folder, bool find_base) {
   const std::string path = in_folder(folder, kConfigFile);
   const json document = parse_json(read_small_file(path, kMaxConfigBytes), path);
   const JsonObject root(document, path);
@@ -100,7 +100,7 @@ PeftAdapter read_adapter(const std::string& folder) {
   if (base.empty() || base.find('\0') != std::string::npos) {
     root.refuse("base_model_name_or_path", "the path of a folder");
   }
-  adapter.base_model = resolve_base(folder, base);
+  adapter.base_model = find_base ? resolve_base(folder, base) : base;
   return adapter;
 }
 
@@ -133,8 +133,8 @@ bool is_peft_adapter(const std::string& folder) {
   return std::filesystem::exists(in_folder(folder, kConfigFile), ignored);
 }
 
-PeftAdapter read_peft_adapter(const std::string& folder) {
-  return rethrow_as<ModelError>([&] { return read_adapter(folder); });
+PeftAdapter read_peft_adapter(const std::string& folder, bool find_base) {
+  return rethrow_as<ModelError>([&] { return read_adapter(folder, find_base); });
 }
 
 MergedAdapterWeights::MergedAdapterWeights(const std::string& adapter_folder,

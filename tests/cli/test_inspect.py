@@ -52,7 +52,7 @@ def test_a_run_its_checkpoint_and_its_adapter(job):
          "--set", "model.lora.rank=3", "--set", "model.lora.alpha=6"], cwd=job)
     text = inspect(job / "out")
     assert "rule safegrad, LoRA rank 3" in text
-    assert "3 steps recorded; the last is 3, loss_task " in text
+    assert "3 steps of 3 recorded; the last is 3, loss_task " in text
     assert "checkpoints after steps 2" in text and "the model is in" in text
     text = inspect(job / "out/checkpoints/step-000002")
     assert "checkpoint after step 2 (2 updates)" in text and "written by 1 rank, 1 shard;" in text
@@ -61,7 +61,36 @@ def test_a_run_its_checkpoint_and_its_adapter(job):
     subprocess.check_call(["sh", "-c", command], stdout=subprocess.DEVNULL)
     text = inspect(Path("out/model"), job)
     assert "PEFT adapter folder, LoRA" in text
-    assert "rank 3, alpha 6, on k_proj, q_proj, v_proj" in text
+    assert "rank 3, alpha 6, on k_proj, q_proj, v_proj\n  of model\n" in text
+    text = inspect(job / "out/model")  # from elsewhere; an adapter is what it is without its base
+    assert "rank 3, alpha 6" in text and "\n  of model, which is not found from here\n" in text
+    assert "checkpoints after steps 2\n" in inspect(job / "out/checkpoints")
+    assert "hidden states of the start model" in inspect(job / "out/reference/")
+
+
+def test_a_run_that_was_stopped_says_of_how_many_steps_and_what_its_probes_found(job):
+    subprocess.check_call([PROGRAM, "train", "config.yaml", "--quiet"], cwd=job)
+    lines = (job / "out/metrics.jsonl").read_text().splitlines()
+    (job / "out/metrics.jsonl").write_text(lines[0] + "\n" + lines[1] + "\n")
+    assert "probe" in json.loads(lines[1])
+    text = inspect(job / "out")
+    assert "2 steps of 3 recorded; the last is 2, loss_task " in text
+    assert re.search(r"^  probe heldout: kl \d\S+ loss \d\S+$", text, re.M)
+
+
+def test_a_run_of_a_version_with_other_keys_is_still_a_run(job):
+    (job / "out").mkdir()
+    config = (job / "config.yaml").read_text()
+    (job / "out/config.yaml").write_text(
+        config.replace("objective:", "objective:\n  gram_per_unit: true"))
+    (job / "out/metrics.jsonl").write_text('{"step":1,"loss_task":1.5}\n')
+    assert "rule safegrad on model\n  1 step of 3 recorded; the last is 1" in inspect(job / "out")
+
+
+def test_the_folder_of_an_audit(job):
+    (job / "out").mkdir()
+    (job / "out/audit.jsonl").write_text('{"index":1}\n{"index":0}\n')
+    assert "folder of an audit\n  2 samples scored" in inspect(job / "out")
 
 
 def test_a_model_of_an_earlier_run_is_not_this_runs(job):
