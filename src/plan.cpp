@@ -117,15 +117,21 @@ std::vector<Stream> made_up_streams(const RunConfig& config, const PlanOptions& 
 }
 
 void check_files(const RunConfig& config) {
+  std::string first, missing;
   for (const auto& [key, path] :
        {std::pair{"data.task", config.data.task}, std::pair{"data.align", config.data.align}}) {
     const bool needed = std::string(key) == "data.task" || config.batch.align_sequences > 0;
     if (!needed || std::filesystem::exists(path)) continue;
-    throw NamedFileError(
-        key, fmt::format("{} is not there: a plan needs the lengths of its sequences; give "
-                         "--tokens-per-sequence N to plan with sequences of one length",
-                         path.empty() ? "a token file" : path));
+    if (!first.empty()) missing += fmt::format(", and {}: ", key);
+    missing += fmt::format("{} is not there", path.empty() ? "a token file" : path);
+    if (first.empty()) first = key;
   }
+  if (first.empty()) return;
+  throw NamedFileError(
+      first,
+      fmt::format("{}: a plan needs the lengths of the sequences; give --tokens-per-sequence "
+                  "N to plan with sequences of one length",
+                  missing));
 }
 
 class Planned {
@@ -186,6 +192,7 @@ class Planned {
     title_.memory_gb_per_s = device.memory_gb_per_s;
     input_.kernels = kernel_memory(config_, device.gpu);
     input_.separate_machines = options_.run;
+    title_.ranks_per_node = options_.run ? 1 : device.ranks_per_node;
   }
 
   void open_lengths() {

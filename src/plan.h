@@ -23,6 +23,7 @@ std::string memory_in_words(const dist::MemoryEstimate& memory);
 struct PlanTitle {
   std::string model, training;  ///< names
   std::string device, inside, between;
+  int64_t ranks_per_node = 1;
   double gemm_tflops = 0, memory_gb_per_s = 0;  ///< that times are made of, the shares applied
   std::string lengths;                          ///< where they come from
   int64_t max_tokens = 0;                       ///< batch.max_tokens_per_rank

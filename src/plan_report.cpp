@@ -1,5 +1,6 @@
 // plan_report.cpp: plans as text and as JSON.
 #include <algorithm>
+#include <cmath>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -26,6 +27,12 @@ ByteUnit unit_for(int64_t largest) {
 // 1234567 -> "1,234,567".
 std::string grouped(int64_t n) {
   return n < 1000 ? fmt::format("{}", n) : fmt::format("{},{:03}", grouped(n / 1000), n % 1000);
+}
+
+// With all digits that a person compares.
+std::string rate_in_words(double tokens_per_s) {
+  return tokens_per_s < 100 ? fmt::format("{:.3g}", tokens_per_s)
+                            : grouped(std::llround(tokens_per_s));
 }
 
 std::string seconds_in_words(double s) {
@@ -100,10 +107,10 @@ std::string step_rows(const dist::RankPlan& p) {
   text += fmt::format(
       "  necessary products {:.4g} TFLOP of all ranks\n"
       "  matrix products {}, memory bandwidth {}, network {}\n"
-      "  expected {}, {:.4g} tokens/s; bottleneck: {}\n",
+      "  expected {}, {} tokens/s; bottleneck: {}\n",
       p.flops / 1e12, seconds_in_words(p.time.products_s), seconds_in_words(p.time.memory_s),
-      seconds_in_words(p.time.network_s), seconds_in_words(p.time.total_s), p.tokens_per_s(),
-      p.time.bottleneck);
+      seconds_in_words(p.time.network_s), seconds_in_words(p.time.total_s),
+      rate_in_words(p.tokens_per_s()), p.time.bottleneck);
   return text;
 }
 
@@ -126,11 +133,11 @@ std::string table_row(const dist::RankPlan& p, const ByteUnit& unit) {
   int64_t sent = 0;
   for (const auto& [name, traffic] : p.traffic) sent += traffic.bytes;
   return fmt::format(
-      "{:>7}{:>7}{:>8}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>11}{:>13}{:>11}{:>12.4g}  {}\n",
+      "{:>7}{:>7}{:>8}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>9.3f}{:>11}{:>13}{:>11}{:>12}  {}\n",
       p.ranks, p.shards, p.idle_ranks, unit.of(p.memory.peak()), unit.of(m.weights),
       unit.of(m.optimizer + m.gradients), unit.of(m.buffers),
       unit.of(m.activations + m.logits + m.reference), largest_in_words(p), size_in_words(sent),
-      seconds_in_words(p.time.total_s), p.tokens_per_s(),
+      seconds_in_words(p.time.total_s), rate_in_words(p.tokens_per_s()),
       p.fits() ? p.time.bottleneck : fits_in_words(p));
 }
 
@@ -188,11 +195,12 @@ std::string memory_in_words(const dist::MemoryEstimate& memory) {
 std::string plan_in_full(const PlanTitle& title, const dist::RankPlan& p) {
   return title_line(title, p) +
          fmt::format(
-             "{} rank{}, {}, {}; step {} of {} looked at: rank {} holds most: micro-batches: {}, "
-             "the largest of {} tokens ({} scored)\n",
-             grouped(p.ranks), p.ranks == 1 ? "" : "s", layout_in_words(p.ranks, p.shards),
-             name_of(p.transport), p.step + 1, p.steps_seen, p.rank, p.micro_batches,
-             grouped(p.tokens), grouped(p.scored)) +
+             "{} rank{}, {} a machine, {}, {}\nfullest of the first {}: step {}, rank {}: "
+             "micro-batches: {}, the largest of {} tokens ({} scored)\n",
+             grouped(p.ranks), p.ranks == 1 ? "" : "s",
+             grouped(std::min(p.ranks, title.ranks_per_node)), layout_in_words(p.ranks, p.shards),
+             name_of(p.transport), counted(p.steps_seen, "step"), p.step + 1, p.rank,
+             p.micro_batches, grouped(p.tokens), grouped(p.scored)) +
          renewal_in_words(p) + idle_in_words(p) + memory_rows(p) +
          fmt::format("largest micro-batch that fits: {} tokens (batch.max_tokens_per_rank is {})\n",
                      largest_in_words(p), grouped(title.max_tokens)) +
@@ -209,8 +217,9 @@ std::string plan_table(const PlanTitle& title, const std::vector<PlanOrReason>& 
   }
   const ByteUnit unit = unit_for(most);
   std::string text = title_line(title, *first);
-  text += fmt::format("memory of the fullest rank in {}; {} inside a machine, {} between\n",
-                      unit.name, title.inside, title.between);
+  text +=
+      fmt::format("memory of the fullest rank in {}; {} a machine, {} inside it, {} between\n",
+                  unit.name, counted(title.ranks_per_node, "rank"), title.inside, title.between);
   text += fmt::format("{:>7}{:>7}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>11}{:>13}{:>11}{:>12}  {}\n",
                       "ranks", "shards", "idle", "peak", "weights", "optim", "buffers", "activ",
                       "fits", "sent", "step", "tokens/s", "bottleneck");

@@ -76,8 +76,12 @@ def test_it_needs_no_weights_and_writes_nothing(job):
         "reduce_scatter",
         "scalars",
         "bottleneck: ",
+        "\n8 ranks, 1 a machine, fully sharded, messages\nfullest of the first 3 steps: step ",
     ):
         assert row in ended.stdout
+    assert re.search(r" [1-9][0-9,]+ tokens/s; bottleneck", ended.stdout)
+    together = plan(job, "--ranks", "8", "--ranks-per-node", "8").stdout
+    assert "\n8 ranks, 8 a machine, fully sharded, shared memory\n" in together
     assert snapshot(job) == before
 
 
@@ -108,13 +112,13 @@ def test_ranks_that_cannot_be_planned_leave_the_others_their_rows(job):
     _, rows, _ = table_of(table.stdout)
     assert (table.returncode, table.stderr) == (0, "")
     assert [row[0] for row in rows] == ["3", "4", "5"]
-    assert " ".join(rows[0][1:]).startswith("parallel.shards is 2, which does not divide the 3 ra")
+    assert " ".join(rows[0][1:]).startswith("parallel.shards: got 2, which does not divide the 3 r")
     assert rows[1][1] == "2" and len(rows[1]) > 10
     lines = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert [line["ranks"] for line in lines] == [3, 4]
-    assert lines[0]["error"].startswith("parallel.shards is 2") and lines[1]["fits"] is True
+    assert lines[0]["error"].startswith("parallel.shards: got 2") and lines[1]["fits"] is True
     assert (none.returncode, none.stdout, len(none.stderr.splitlines())) == (1, "", 1)
-    assert none.stderr.startswith("error: parallel.shards is 2")
+    assert none.stderr.startswith("error: parallel.shards: got 2")
 
 
 @pytest.mark.parametrize("device", ["a100", "h100", "h200", "cpu"])
@@ -158,7 +162,8 @@ def test_without_data_files_lengths_are_given(job):
     (line,) = lines_of(plan(job, "--ranks", "8", "--tokens-per-sequence", "30", "--run", "--json"))
 
     assert refused.returncode == 1
-    assert "data.task: task.safetensors is not there" in refused.stderr
+    assert ("data.task: task.safetensors is not there, and data.align: align.safetensors is not"
+            " there: a plan needs ") in refused.stderr
     assert "--tokens-per-sequence" in refused.stderr
     assert (line["tokens"], line["scored"]) == (30, 29)
     assert line["run"]["traffic"] == line["traffic"]
@@ -244,7 +249,7 @@ MISTAKES = {
     ),
     "shards that do not divide": (
         ["--ranks", "6", "--set", "parallel.shards=4"],
-        ["parallel.shards is 4", "6 ranks"],
+        ["parallel.shards: got 4", "6 ranks"],
     ),
     "sequences longer than the model": (
         ["--ranks", "2", "--tokens-per-sequence", "1000"],
