@@ -85,6 +85,13 @@ def test_local_says_how_it_is_used(job, words):
     assert code == 1 and output.startswith("error: usage: launch/local -n RANKS")
 
 
+@pytest.mark.parametrize("script", [LOCAL, HOSTS])
+def test_help_is_no_mistake(tmp_path, script):
+    code, output = finish(start(script, "--help", folder=tmp_path))
+    assert code == 0 and output.startswith(f"usage: launch/{Path(script).name} ")
+    assert "train|check|evaluate|audit CONFIG" in output
+
+
 @pytest.mark.parametrize("content, message", [
     ("a", "a line is"), ("", "names no machine"), ("# none\n", "names no machine"),
     ("a\n", "a line is: NAME slots=RANKS"), ("a slots=0\n", "a line is"),
