@@ -38,7 +38,9 @@ def test_it_prints_the_worst_and_writes_all(job):
     printed = re.findall(r"^ +(\d+) +(\d+) +\S+ +\S+ +\d+", ended.stdout, re.MULTILINE)
     assert printed == [(str(r + 1), str(lines[r]["index"])) for r in range(3)]
     below = sum(line["score"] < 0 for line in lines)
-    assert f"12 samples, {sum(line['tokens'] for line in lines)} tokens, after" in ended.stdout
+    tokens = sum(line["tokens"] for line in lines)
+    summary = rf"^12 samples, {tokens} tokens, scored after 3 plain steps; \d+:\d\d in all · "
+    assert re.search(summary, ended.stdout, re.MULTILINE)
     assert f"{below} below zero" in ended.stdout and "out/audit.jsonl" in ended.stdout
     left = sorted(path.name for path in (job / "out").iterdir())
     assert left == ["audit.jsonl", "lock", "reference"]
