@@ -40,17 +40,6 @@ std::string probes_in_words(const RunConfig& config) {
   return text.empty() ? "" : fmt::format("{:<8}{}; all at the end\n", "probes", text);
 }
 
-// How many sequences the start model's hidden states are needed of.
-int64_t count_reference_sequences(const Job& job) {
-  int64_t count = 0;
-  if (job.data.align && job.config.objective.align_loss == AlignLoss::kl)
-    count += job.data.align->size();
-  for (const auto& probe : job.data.probes) {
-    if (!probe->has_choices()) count += probe->size();
-  }
-  return count;
-}
-
 std::string output_in_words(const std::string& output) {
   const char* state = "would be made";
   if (!dist::list_checkpoints(output + "/checkpoints").empty())
@@ -116,6 +105,10 @@ std::string steps_in_words(const RunConfig& config, int64_t steps, int64_t task_
   if (o.rule == Rule::safegrad || o.rule == Rule::weighted_sum)
     rule += fmt::format(", rho {:g}", o.rho);
   if (o.rule == Rule::cagrad) rule += fmt::format(", cagrad_c {:g}", o.cagrad_c);
+  if (o.lisa) {
+    rule += fmt::format(", {} alignment and {} task steps in turns, rho {:g}", o.lisa->align_steps,
+                        o.lisa->task_steps, o.lisa->rho);
+  }
   if (o.surgery == Surgery::block && o.rule != Rule::sft) rule += ", surgery by block";
   if (o.align_every > 1) rule += fmt::format(", alignment every {} steps", o.align_every);
   return fmt::format(" ({:.3g} epoch{}) of {} + {} sequences, {}, lr {:g}", epochs,
@@ -127,18 +120,23 @@ std::string header_in_words(const Job& job, int64_t ranks, int64_t shards, int64
   const Backend& backend = job.device->backend();
   const bool gpu = !backend.device().is_cpu();
   const int64_t samples = job.data.task->size(), steps = dist::count_steps(job.config, samples);
-  const int64_t compared = count_reference_sequences(job);
-  const std::string states = compared == 0
-                                 ? ""
-                                 : fmt::format(
-                                       ", and the start model's hidden states of {} (kept in "
-                                       "{}/reference)",
-                                       counted(compared, "sequence"), job.config.output);
-  return fmt::format("safegrad {} · {} · {}\n{}{}{}\n{}reading the weights{}\n", SAFEGRAD_VERSION,
-                     model_in_words(job), ranks_in_words(ranks, shards, gpu, backend.name()),
-                     data_in_words(job.data), counted(steps, "step"),
-                     steps_in_words(job.config, steps, samples),
-                     planned_memory_in_words(job, gpu, ranks, near), states);
+  return fmt::format("safegrad {} · {} · {}\n{}{}{}\n{}", SAFEGRAD_VERSION, model_in_words(job),
+                     ranks_in_words(ranks, shards, gpu, backend.name()), data_in_words(job.data),
+                     counted(steps, "step"), steps_in_words(job.config, steps, samples),
+                     planned_memory_in_words(job, gpu, ranks, near));
+}
+
+std::string reading_in_words(const Job& job) {
+  int64_t compared = 0;
+  if (job.data.align && job.config.objective.align_loss == AlignLoss::kl)
+    compared += job.data.align->size();
+  for (const auto& probe : job.data.probes) {
+    if (!probe->has_choices()) compared += probe->size();
+  }
+  if (compared == 0) return "reading the weights\n";
+  return fmt::format(
+      "reading the weights, and the start model's hidden states of {} (kept in {}/reference)\n",
+      counted(compared, "sequence"), job.config.output);
 }
 
 std::string measures_in_words(const std::map<std::string, double>& measures) {

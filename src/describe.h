@@ -28,9 +28,11 @@ std::string steps_in_words(const RunConfig& config, int64_t steps, int64_t task_
 /// why it cannot be planned, which is no reason to end a run.
 std::string planned_memory_in_words(const Job& job, bool gpu, int64_t ranks, int64_t near);
 
-/// The first lines of a run: model, ranks, data, steps, memory, and what is done before the first
-/// step.
+/// The first lines of a run: model, ranks, data, steps, memory.
 std::string header_in_words(const Job& job, int64_t ranks, int64_t shards, int64_t near);
+
+/// A line of what is read or computed before the first step.
+std::string reading_in_words(const Job& job);
 
 /// What a probe has found. Of choices first what decoding would say, the share of prompts whose
 /// greedy reply begins with a class; then the share for which the class is the likeliest:

@@ -29,10 +29,16 @@
 namespace safegrad {
 namespace {
 
-// Before the weights are read, which may take minutes. `near`: ranks of this machine.
-void print_header(const Job& job, dist::Mesh& mesh, int near) {
-  fmt::print("{}", header_in_words(job, mesh.world().size(), mesh.shards(), near));
+// `near`: ranks of this machine. `reads`: the weights, which may take minutes, are read after it.
+void print_header(const Job& job, dist::Mesh& mesh, int near, bool reads) {
+  fmt::print("{}{}", header_in_words(job, mesh.world().size(), mesh.shards(), near),
+             reads ? reading_in_words(job) : "");
   std::fflush(stdout);
+}
+
+// "step 3", "steps 7 to 8".
+std::string range_in_words(int64_t first, int64_t last) {
+  return first == last ? fmt::format("step {}", last) : fmt::format("steps {} to {}", first, last);
 }
 
 std::string align_label(const RunConfig& config) {
@@ -92,7 +98,7 @@ void print_summary(const Summary& s, const Job& job) {
     fmt::print("probe {}:{}\n", name, measures_in_words(measures));
   const int64_t first = s.last.step - s.steps + 1;
   const std::string part =
-      first > 1 ? fmt::format(" (steps {} to {})", first, s.last.step) : std::string();
+      first > 1 ? fmt::format(" ({})", range_in_words(first, s.last.step)) : std::string();
   fmt::print("done in {}{}{}{} · model in {}/model\n", format_duration(s.seconds), part,
              s.task.text("task"), align, job.config.output);
 }
@@ -179,8 +185,8 @@ void print_start(const Job& job, const CommandLine& line, const StartPoint& star
   if (start.resumes()) {
     std::string again;
     if (recorded > start.saved.step) {
-      again = fmt::format("; steps {} to {} are done again{}", start.saved.step + 1, recorded,
-                          recorded == total ? ": this run had been through all of its steps" : "");
+      again = fmt::format("; done again: {}{}", range_in_words(start.saved.step + 1, recorded),
+                          recorded == total ? ", the run had been through all of its steps" : "");
     }
     fmt::print("resumes after step {} from {}{}\n", start.saved.step, start.folder, again);
   } else if (!line.resume.empty()) {
@@ -283,7 +289,7 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
 
   const int near = dist::find_local_rank(launcher.control()).ranks;
   // A checkpoint may be refused for the weights that it was written with.
-  if (talks && !start.resumes()) print_header(job, mesh, near);
+  if (talks && !start.resumes()) print_header(job, mesh, near, /*reads=*/true);
   dist::Trainer trainer(job.config, *job.model.decoder, *job.model.weights, job.data, mesh);
   facts.inputs[kWeights] = fmt::format("{:016x}", trainer.start_fingerprint());
   facts.step = start.saved.step;
@@ -292,7 +298,7 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
     std::vector<std::string> warnings;
     dist::agree(mesh.world(), [&] { check_weights(start, trainer, line.allow_change, warnings); });
     print_warnings(warnings, line, launcher.control());
-    if (talks) print_header(job, mesh, near);
+    if (talks) print_header(job, mesh, near, /*reads=*/false);
     dist::restore_checkpoint(trainer, mesh, start.folder, start.saved);
     times.end("checkpoint");
   }

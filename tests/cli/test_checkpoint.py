@@ -250,7 +250,7 @@ def test_metrics_that_a_crash_cut_short_are_measured_again(saved):
 
     assert ended.code == 0
     assert metrics(saved / "out") == expected
-    assert (f"resumes after step 6 from {LAST}; steps 7 to 8 are done again: this run had been"
+    assert (f"resumes after step 6 from {LAST}; done again: steps 7 to 8, the run had been"
             " through all of its steps\n") in ended.out
     assert re.search(r"^done in \S+ \(steps 7 to 8\) · task .* of 2 steps · model", ended.out, re.M)
 
