@@ -39,6 +39,11 @@ constexpr const char* kIntroduction =
     "Exit codes: 0 done, 1 a mistake in what was given, 2 a failure while running, 75 stopped on "
     "request (Ctrl-C, SIGTERM, SIGUSR1) with a checkpoint.";
 
+// One word in the help, which completion reads there; a mistake is told the range.
+CLI::Range whole_number(int64_t least, int64_t most) {
+  return CLI::Range(least, most, least > 0 ? "POSITIVE" : "NONNEGATIVE");
+}
+
 // Large activations are made and freed at every step. Kept in the heap they need no new pages from
 // the kernel each time.
 void keep_freed_memory() {
@@ -103,11 +108,11 @@ void add_resume(CLI::App& train, CommandLine& line) {
 void add_audit(CLI::App& audit, CommandLine& line) {
   audit.add_option("--top", line.top, "samples to print, the worst first (20)")
       ->type_name("N")
-      ->check(CLI::Range(int64_t{0}, kMostSamples));
+      ->check(whole_number(0, kMostSamples));
   audit
       .add_option("--steps", line.steps, "of plain fine-tuning before the samples are scored (10)")
       ->type_name("N")
-      ->check(CLI::Range(int64_t{0}, kMostSamples));
+      ->check(whole_number(0, kMostSamples));
 }
 
 void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
@@ -116,7 +121,7 @@ void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
       ->delimiter(',')
       ->allow_extra_args(false)  // what follows is the config
       ->type_name("N,...")
-      ->check(CLI::Range(int64_t{1}, kMostRanks));
+      ->check(whole_number(1, kMostRanks));
   plan.add_option("--device", options.device,
                   "a100, h100, h200, cpu (measured here), or a name of --figures")
       ->type_name("NAME");
@@ -125,17 +130,17 @@ void add_plan(CLI::App& plan, safegrad::PlanOptions& options) {
       ->type_name("NAME");
   plan.add_option("--ranks-per-node", options.ranks_per_node, "ranks of one machine")
       ->type_name("N")
-      ->check(CLI::Range(int64_t{1}, kMostRanks));
+      ->check(whole_number(1, kMostRanks));
   plan.add_option("--figures", options.figures,
                   "YAML file with figures of devices and networks (docs/plan.md)")
       ->type_name("FILE");
   CLI::Option* tokens = plan.add_option("--tokens-per-sequence", options.tokens,
                                         "length of every sequence, in place of the data files")
                             ->type_name("N")
-                            ->check(CLI::Range(int64_t{2}, kMostTokens));
+                            ->check(whole_number(2, kMostTokens));
   plan.add_option("--scored-per-sequence", options.scored, "of those (all but the first)")
       ->type_name("N")
-      ->check(CLI::Range(int64_t{1}, kMostTokens))
+      ->check(whole_number(1, kMostTokens))
       ->needs(tokens);
   plan.add_flag("--run", options.run,
                 "run a step of one rank here and compare memory and traffic (CPU)");
@@ -170,7 +175,7 @@ int main(int argc, char** argv) {
   check
       ->add_option("--ranks", line.ranks,
                    "check for this many ranks; default: those that were started")
-      ->check(CLI::Range(int64_t{1}, kMostRanks));
+      ->check(whole_number(1, kMostRanks));
   add("evaluate", "score the config's model on its probes; prints JSON", safegrad::evaluate);
   add_audit(*add("audit", "rank the task samples by how much each works against alignment",
                  safegrad::audit),
