@@ -93,6 +93,8 @@ CONFLICT = [
     Chart("c_task", "Coefficient of the task gradient",
           "Its weight in the update, which pcgrad, mgda and cagrad change.", key("c_task"),
           trivial=1.0),
+    Chart("gated", "Samples left out",
+          "objective.gate: task draws of a step that were left out by their score.", key("gated")),
     Chart("block_conflicts", "Blocks in conflict",
           "Layer-wise surgery: in how many of the blocks that train the two gradients conflict.",
           of_blocks(lambda found: found["conflicts"]), special=True),

@@ -260,7 +260,7 @@ def scalars(step: dict) -> dict[str, float]:
     tags = {"loss/task": "loss_task", "loss/align": "loss_align", "gradients/cosine": "cosine",
             "gradients/combined_norm": "grad_norm", "gradients/clip": "clip",
             "coefficients/task": "c_task", "coefficients/align": "c_align",
-            "coefficients/drift": "c_drift", "optimizer/drift": "drift",
+            "coefficients/drift": "c_drift", "optimizer/drift": "drift", "data/gated": "gated",
             "optimizer/lr": "lr", "optimizer/epoch": "epoch", "tokens/task": "task_tokens",
             "tokens/align": "align_tokens", "speed/tokens_per_s": "tokens_per_s",
             "speed/seconds": "seconds", "speed/speed_of_light": "speed_of_light",

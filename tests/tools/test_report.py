@@ -167,14 +167,16 @@ def test_the_table_holds_what_the_steps_come_to(tmp_path):
     assert pictures["probe heldout kl"]["a"] == {"steps": [2, 4], "values": [0.25, 0.125]}
 
 
-def test_layer_wise_surgery_and_lisa_have_pictures_of_their_own(tmp_path):
+def test_layer_wise_surgery_lisa_and_the_gate_have_pictures_of_their_own(tmp_path):
     blocks = {"c_task": [1.0, 1.0], "c_align": [1.0, 4.0], "conflicts": 3}
     layer_wise = write_run(tmp_path / "a", [step(1, block_coefficients=blocks), step(2)])
     lisa = write_run(tmp_path / "b", [step(n, drift=0.5 * n, c_drift=1.0) for n in (1, 2)])
+    gated = write_run(tmp_path / "d", [step(n, gated=2 * n) for n in (1, 2)])
 
-    _, data = report(layer_wise, lisa)
+    _, data = report(layer_wise, lisa, gated)
 
     pictures = data["pictures"]
+    assert pictures["gated"]["d"]["values"] == [2, 4]
     assert pictures["block_conflicts"]["a"]["values"] == [3, None]
     assert pictures["block_c_align"]["a"]["values"] == [4, None]
     assert pictures["drift"]["b"]["values"] == [0.5, 1]
