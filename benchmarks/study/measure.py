@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,15 @@ import numpy as np
 import audit
 from errors import InputError
 
-SERIES = ["loss_task", "loss_align", "uu", "ua", "aa", "cosine", "c_task", "c_align", "grad_norm",
-          "clip"]
+SERIES = ["gated", "loss_task", "loss_align", "uu", "ua", "aa", "cosine", "c_task", "c_align",
+          "grad_norm", "clip"]
 FORMAT = "safegrad.study/1"
 
 
 def read_steps(run: Path) -> list[dict]:
     """The steps of a finished run."""
     path = run / "metrics.jsonl"
-    steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    steps = read_lines(path)
     if not steps or "probe" not in steps[-1]:
         raise InputError(f"{path}: its last step has no probe results; the run did not end")
     return steps
@@ -46,6 +47,7 @@ def measures_of_run(run: Path) -> dict:
         "heldout": steps[-1]["probe"]["heldout"],
         "conflict": conflict,
         **({"blocks": of_blocks(steps)} if "blocks" in steps[-1] else {}),
+        **({"gate": measures_of_gate(run / "gate.jsonl")} if "gated" in steps[-1] else {}),
         "cost": {"seconds": sum(step["seconds"] for step in steps),
                  "flops": sum(step["flops"] for step in steps),
                  "task_tokens": sum(step["task_tokens"] for step in steps),
@@ -57,15 +59,28 @@ def measures_of_run(run: Path) -> dict:
 
 def measures_of_audit(path: Path, deviations: float) -> dict:
     """What tools/audit.py --drop-outliers left out of the user data, by source."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(path)
     scores = np.array([math.nan if line["score"] is None else line["score"] for line in lines])
-    left_out = audit.outliers(scores, deviations)
-    of_source: dict[str, dict[str, int]] = {}
+    return {"sources": by_source(lines, audit.outliers(scores, deviations))}
+
+
+def measures_of_gate(path: Path) -> dict:
+    """What objective.gate would leave out after the last step, by source."""
+    lines = read_lines(path)
+    return {"sources": by_source(lines, [line["dropped"] for line in lines])}
+
+
+def by_source(lines: list[dict], left_out: Iterable[bool]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
     for line, out in zip(lines, left_out):
-        counts = of_source.setdefault(line["source"], {"samples": 0, "left_out": 0})
+        counts = found.setdefault(line["source"], {"samples": 0, "left_out": 0})
         counts["samples"] += 1
         counts["left_out"] += int(out)
-    return {"sources": of_source}
+    return found
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def of_blocks(steps: list[dict]) -> dict[str, dict[str, float]]:

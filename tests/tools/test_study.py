@@ -149,6 +149,21 @@ def test_measures_of_a_run(tmp_path):
     assert found["steps"]["cosine"] == [-0.5, 0.1]
 
 
+def test_measures_of_a_gate(tmp_path):
+    fake_run(tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(step | {"gated": n}) + "\n"
+                            for n, step in enumerate(steps)))
+    (tmp_path / "run" / "gate.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (
+        {"source": "poison", "score": -1.0, "dropped": True},
+        {"source": "reviews", "score": None, "dropped": False})))
+    found = measures_of_run(tmp_path / "run")
+    assert found["gate"]["sources"] == {"poison": {"samples": 1, "left_out": 1},
+                                        "reviews": {"samples": 1, "left_out": 0}}
+    assert found["steps"]["gated"] == [0, 1]
+
+
 def test_measures_of_blocks(tmp_path):
     fake_run(tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
