@@ -29,10 +29,10 @@ class Outside:
     environment: dict[str, str]
 
     def run(self, *command: str | Path, text: str = "", folder: Path = ROOT) -> str:
-        """What `python command` prints, given `text`; a failure shows the end of its errors."""
+        """What `python command` prints, given `text`; a failure shows the end of what it said."""
         done = subprocess.run([self.python, *command], input=text, env=self.environment,
                               cwd=folder, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
         return done.stdout
 
 
