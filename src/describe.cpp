@@ -110,6 +110,7 @@ std::string steps_in_words(const RunConfig& config, int64_t steps, int64_t task_
                         o.lisa->task_steps, o.lisa->rho);
   }
   if (o.surgery == Surgery::block && o.rule != Rule::sft) rule += ", surgery by block";
+  if (o.gate > 0) rule += fmt::format(", gate {:g}", o.gate);
   if (o.align_every > 1) rule += fmt::format(", alignment every {} steps", o.align_every);
   return fmt::format(" ({:.3g} epoch{}) of {} + {} sequences, {}, lr {:g}", epochs,
                      epochs == 1 ? "" : "s", config.batch.task_sequences,

@@ -15,6 +15,7 @@
 #include "core/words.h"
 #include "cpu/cpu_backend.h"
 #include "dist/cuda_module.h"
+#include "dist/gate.h"
 #include "dist/run_shape.h"
 #include "dist/start_agreement.h"
 
@@ -113,6 +114,14 @@ void warn_of_sizes(Job& job, int64_t ranks) {
   if (job.data.align)
     check_draws("batch.align_sequences", c.batch.align_sequences, *job.data.align);
   const int64_t steps = dist::count_steps(c, job.data.task->size());
+  if (c.objective.gate > 0 && (steps * c.batch.task_sequences <= job.data.task->size() ||
+                               job.data.task->size() < dist::Gate::kFewest)) {
+    warn(
+        fmt::format("objective.gate: nothing will be left out: the run draws {} of {}, and a gate "
+                    "takes {} scores and samples that come again",
+                    steps * c.batch.task_sequences, counted(job.data.task->size(), "sample"),
+                    dist::Gate::kFewest));
+  }
   if (c.schedule.warmup_steps >= steps) {
     warn(
         fmt::format("schedule.warmup_steps: the run has {}, so optimizer.lr is not reached in {} "

@@ -103,6 +103,10 @@ void print_summary(const Summary& s, const Job& job) {
              s.task.text("task"), align, job.config.output);
 }
 
+std::string gate_path(const RunConfig& config) {
+  return config.output + "/gate.jsonl";
+}
+
 // The task samples as the gate has scored them last, the worst first, those without a score last.
 void write_gate(const Job& job, const dist::Gate& gate) {
   const std::vector<double>& scores = gate.scores();
@@ -110,7 +114,7 @@ void write_gate(const Job& job, const dist::Gate& gate) {
     const double score = scores[static_cast<size_t>(i)];
     return nlohmann::ordered_json{{"score", score}, {"dropped", score < limit}};
   };
-  write_file_atomically(job.config.output + "/gate.jsonl",
+  write_file_atomically(gate_path(job.config),
                         sample_lines(*job.data.task, by_score(scores, HUGE_VAL), found));
 }
 
@@ -170,6 +174,7 @@ std::unique_ptr<MetricsFile> begin_files(const Job& job, const StartPoint& start
       cut_metrics(path, start.saved.step);
     } else {  // lines that are there are another run's
       std::filesystem::remove(path);
+      std::filesystem::remove(gate_path(job.config));
     }
     write_file_atomically(
         job.config.output + "/config.yaml",
@@ -322,13 +327,13 @@ int train(const CommandLine& line, dist::Launcher& launcher) {
 
   Summary summary;
   const bool stopped = run_steps(job, start, trainer, checkpoints, metrics.get(), talks, summary);
-  dist::agree(mesh.world(), [&] {
-    if (speaks && !stopped && trainer.gate()) write_gate(job, *trainer.gate());
-  });
   // One rank's code is enough; launchers take one that is not 0 as a reason to kill the others.
   if (stopped) return speaks ? kStoppedOnRequest : 0;
   const auto sink = speaks ? make_export(job) : nullptr;
   trainer.export_model(job.config.model.lora && job.config.model.lora->merge, sink.get());
+  dist::agree(mesh.world(), [&] {
+    if (speaks && trainer.gate()) write_gate(job, *trainer.gate());
+  });
   if (talks) print_summary(summary, job);
   return 0;
 }

@@ -144,7 +144,7 @@ def main() -> None:
                            help="with --out: leave out the N worst")
     leave_out.add_argument("--drop-outliers", type=float, metavar="K",
                            help="with --out: leave out scores more than K robust deviations below"
-                           " the median; 2 is what docs/evidence.md tried")
+                           " the median")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="write the rest of the token file here")
     arguments = parser.parse_args()
@@ -171,8 +171,9 @@ def main() -> None:
         else:
             count = arguments.drop
         if not 0 <= count < len(lines):
-            raise InputError(f"--drop {count}: there are {len(lines)} samples, and at least one"
-                             " must be left")
+            option = "--drop" if arguments.drop is not None else "--drop-outliers"
+            raise InputError(f"{option}: {count} would be left out: there are {len(lines)} samples,"
+                             " and at least one must be left")
         worst = {line["index"] for line in lines[:count]}
         write_without(arguments.out, worst, tokens)
         print(f"{arguments.out}: {len(lines) - len(worst)} of {len(lines)} samples")

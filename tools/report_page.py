@@ -164,6 +164,7 @@ def sentence(run: Run, s: dict) -> str:
 def how(s: dict) -> str:
     """What the rule is applied to, where that is not one inner product of every step."""
     return (", layer-wise surgery" * (s["surgery"] == "block")
+            + f", gate {s['gate']}" * (float(s["gate"]) > 0)
             + f", alignment gradient every {s['align_every']} steps" * (s["align_every"] != "1"))
 
 

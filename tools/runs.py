@@ -217,6 +217,7 @@ def summarize(run: Run) -> dict:
         "rule": run.config.get("objective.rule", ""),
         "surgery": run.config.get("objective.surgery", "global"),
         "align_every": run.config.get("objective.align_every", "1"),
+        "gate": run.config.get("objective.gate", "0"),
         "align_loss": run.config.get("objective.align_loss", ""),
         "lr": run.config.get("optimizer.lr", ""),
         "steps": len(run.steps),

@@ -120,7 +120,7 @@ class Study:
         folder = self.scale.folder / "cells" / cell.name
         trained = folder.with_name(f"{cell.name}.json")
         settings = self._settings(cell)
-        if has_settings(trained, settings):
+        if has_settings(trained, settings) and (folder / "model").exists():
             return json.loads(trained.read_text(encoding="utf-8"))
         trained.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -203,7 +203,8 @@ class Study:
             "arm": cell.arm, "poison": cell.poison, "seed": cell.seed,
             "overrides": cell.overrides, "align_samples": cell.align_samples,
             "mixed": cell.mixed,
-            **({} if cell.drop_outliers is None else {"drop_outliers": cell.drop_outliers}),
+            **({} if cell.drop_outliers is None else
+               {"drop_outliers": cell.drop_outliers, "audit_steps": AUDIT_STEPS}),
             "run": identity(read_yaml(Path(self.scale.run))),
             "data": [sha256(self._files[name]) for name in (
                 self._user(cell).name, f"align-{cell.align_samples}", "heldout")],

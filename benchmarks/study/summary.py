@@ -107,8 +107,8 @@ def read_results(folder: Path) -> Results:
 
 
 def work(result: dict) -> float:
-    """Necessary floating-point operations of a run; those of an audit before it are counted as
-    plain training's on as many tokens, which is what its matrix products are.
+    """Necessary floating-point operations of a run; those of an audit before it are counted at the
+    run's own operations a token, as many as its matrix products take or a little more.
     """
     cost = result["cost"]
     audited = result.get("audit", {}).get("tokens", 0)

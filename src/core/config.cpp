@@ -101,25 +101,28 @@ void resolve_alignment(const YamlTree& tree, RunConfig& config) {
     }
     sequences = 0;
   }
+  const char* remedy = config.data.align.empty() ? "give data.align" : "raise that";
   const int64_t every = config.objective.align_every;
   if (every > 1 && trains && sequences == 0) {
     tree.fail("objective.align_every",
               fmt::format("got {}, but there is no alignment gradient: batch.align_sequences is 0; "
-                          "leave it out, or give data.align",
-                          every));
+                          "leave it out, or {}",
+                          every, remedy));
   }
   if (config.objective.gate > 0 && trains && sequences == 0) {
     tree.fail("objective.gate",
               fmt::format("got {}, but there is no alignment gradient to score samples with: "
-                          "batch.align_sequences is 0; leave it out, or give data.align",
-                          config.objective.gate));
+                          "batch.align_sequences is 0; leave it out, or {}",
+                          config.objective.gate, remedy));
   }
 }
 
 /// The KL and its gradient are zero where training starts, and the shortest combination of anything
 /// with zero is zero.
-void check_mgda(const YamlTree& tree, const ObjectiveSection& objective) {
-  if (objective.rule == Rule::mgda && objective.align_loss == AlignLoss::kl) {
+void check_mgda(const YamlTree& tree, const RunConfig& config) {
+  const ObjectiveSection& objective = config.objective;
+  if (!config.data.task.empty() && objective.rule == Rule::mgda &&
+      objective.align_loss == AlignLoss::kl) {
     tree.fail("objective.rule",
               "got mgda, which never leaves the start model with objective.align_loss kl: its "
               "gradient is 0 there, and mgda takes the shortest combination; set "
@@ -195,7 +198,7 @@ RunConfig load_config(const std::string& path, const std::vector<std::string>& o
   mistakes.raise(path);  // what keys say together is looked at where each is right by itself
   mistakes.collect([&] { resolve_model(tree, config.model); });
   mistakes.collect([&] { resolve_alignment(tree, config); });
-  mistakes.collect([&] { check_mgda(tree, config.objective); });
+  mistakes.collect([&] { check_mgda(tree, config); });
   mistakes.collect([&] { resolve_lisa(tree, config.objective, config.train); });
   mistakes.collect([&] { resolve_train(tree, config.train); });
   mistakes.collect([&] { check_probes(tree, config.probe); });

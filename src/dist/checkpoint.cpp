@@ -326,6 +326,13 @@ class SavedState {
   std::map<std::string, std::vector<std::pair<Held, const SafetensorsFile*>>> units_;
 };
 
+// The checkpoint's task data, as far as its manifest says what that was.
+bool is_of(const Manifest& manifest, const TokenFile& task) {
+  const auto saved = manifest.inputs.find("data.task content");
+  return saved == manifest.inputs.end() ||
+         saved->second == fmt::format("{:016x}", task.fingerprint());
+}
+
 }  // namespace
 
 void restore_checkpoint(Trainer& trainer, Mesh& mesh, const std::string& folder,
@@ -369,8 +376,9 @@ void restore_checkpoint(Trainer& trainer, Mesh& mesh, const std::string& folder,
       trainer.hold(
           {static_cast<double>(manifest.align->tokens), manifest.align->loss, manifest.align->aa});
     }
-    // A run that has only now got a gate has no scores yet.
-    if (Gate* gate = trainer.gate()) {
+    // A run that has only now got a gate has no scores yet; other data has other samples.
+    Gate* gate = trainer.gate();
+    if (gate && is_of(manifest, *trainer.objective(0).file)) {
       std::vector<double> scores = saved.scores(static_cast<int64_t>(gate->scores().size()));
       if (!scores.empty()) gate->set_scores(std::move(scores));
     }

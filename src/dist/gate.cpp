@@ -20,7 +20,7 @@ double Gate::threshold() const {
   std::vector<double> known;
   std::copy_if(scores_.begin(), scores_.end(), std::back_inserter(known),
                [](double score) { return std::isfinite(score); });
-  if (known.size() < kFewest) return kNone;
+  if (std::ssize(known) < kFewest) return kNone;
   const RobustSpread spread = robust_spread(std::move(known));
   return spread.deviation > 0 ? spread.median - deviations_ * spread.deviation : kNone;
 }

@@ -18,7 +18,7 @@ namespace safegrad::dist {
 class Gate {
  public:
   /// Fewer scores than these have no outliers.
-  static constexpr size_t kFewest = 32;
+  static constexpr int64_t kFewest = 32;
 
   /// `scored`: response tokens of every task sample.
   Gate(double deviations, std::vector<int64_t> scored);

@@ -117,7 +117,7 @@ class Planning {
 
   RankPlan run() {
     const Planner planner = look_at_steps();
-    describe(planner.plan(plan_.step));
+    describe(planner.plan(plan_.step, renews_alignment(input_.config, plan_.step)));
     look_at_passes();
     find_largest();
     return plan_;
@@ -141,7 +141,8 @@ class Planning {
       const int64_t total = count_steps(input_.config, input_.task_sequences);
       plan_.steps_seen = std::max(steps_seen(total, layout_.ranks), std::min(both, total));
     }
-    for (int64_t step = 0; step < plan_.steps_seen; ++step) look_at(step, planner.plan(step));
+    for (int64_t step = 0; step < plan_.steps_seen; ++step)
+      look_at(step, planner.plan(step, renews_alignment(input_.config, step)));
     return planner;
   }
 
@@ -177,7 +178,7 @@ class Planning {
   void describe(const StepPlan& plan) {
     StepWork work;
     plan_.align_every = input_.config.objective.align_every;
-    plan_.renews = plan_.step % plan_.align_every == 0;
+    plan_.renews = plan_.align_every == 1 || renews_alignment(input_.config, plan_.step);
     const auto passes = passes_of_step();
     plan_.micro_batches = work.micro_batches = static_cast<int64_t>(plan.assignment.size());
     std::vector<bool> busy(static_cast<size_t>(layout_.ranks), false);

@@ -133,9 +133,10 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
 
 // All decisions are by numbers that the ranks have exchanged in earlier steps.
 StepPlan Trainer::plan_step(int64_t index, bool all) {
-  const StepPlan plan = gate_
-                            ? planner_.plan(index, all, gate_->leave_out(drawn_task_samples(index)))
-                            : planner_.plan(index, all);
+  const std::vector<int64_t> drawn = drawn_task_samples(index);
+  drawn_ = static_cast<int64_t>(drawn.size());
+  const StepPlan plan =
+      gate_ ? planner_.plan(index, all, gate_->leave_out(drawn)) : planner_.plan(index, all);
   task_samples_.clear();
   for (const auto& samples : samples_by_rank(plan, 0))
     task_samples_.insert(task_samples_.end(), samples.begin(), samples.end());
@@ -268,11 +269,10 @@ void Trainer::describe(StepRecord& record, const StepPlan& plan, const std::vect
       }
     }
   }
-  const auto drawn = static_cast<int64_t>(drawn_task_samples(index).size());
   record.epoch = static_cast<double>(
-                     turns_of(config_, 0).before(index) * config_.batch.task_sequences + drawn) /
+                     turns_of(config_, 0).before(index) * config_.batch.task_sequences + drawn_) /
                  static_cast<double>(data_.task->size());
-  if (gate_) record.gated = drawn - static_cast<int64_t>(task_samples_.size());
+  if (gate_) record.gated = drawn_ - static_cast<int64_t>(task_samples_.size());
   record.lr = config_.optimizer.lr * schedule_factor(config_.schedule, index, total_steps_);
   record.loss_task = scalars_.loss[0] / tokens[0];
   if (objectives_.size() > 1) record.loss_align = scalars_.loss[1] / tokens[1];

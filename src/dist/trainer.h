@@ -119,7 +119,8 @@ class Trainer {
   Blocks blocks_;
   StepScalars scalars_;  // of the last step, Gram matrices of mean gradients
   std::vector<std::vector<double>> coefficients_;
-  std::vector<int64_t> task_samples_;  // of the last step
+  std::vector<int64_t> task_samples_;  // that the last step ran
+  int64_t drawn_ = 0;                  // of task samples, those that it left out included
 };
 
 /// Scores a model on the config's probes without training; name -> measures. Files without choices

@@ -82,11 +82,39 @@ def test_it_goes_on_from_a_checkpoint_in_the_second_epoch_on_any_number_of_ranks
     assert ended.code == 1 and "objective.gate: was 1.0, is 0.0" in ended.err
 
 
-def test_a_list_that_cannot_be_written_ends_the_job_with_its_name(gated):
+def test_what_is_in_the_way_of_the_list_ends_the_job_before_its_first_step(gated):
     (gated / "out/gate.jsonl/in the way").mkdir(parents=True)
-    ended = run(gated, "train", "config.yaml", *GATE, "--set", "train.steps=1")
+    ended = run(gated, "train", "config.yaml", *GATE)
     assert ended.code == 2 and len(ended.err.splitlines()) == 1, ended.err
     assert "out/gate.jsonl" in ended.err
+    assert not (gated / "out/metrics.jsonl").exists()
+
+
+def test_a_list_of_an_earlier_run_does_not_stay(gated):
+    assert run(gated, "train", "config.yaml", *GATE).code == 0
+    assert samples(gated)
+    assert run(gated, "train", "config.yaml", *GATE, "--set", "objective.gate=0").code == 0
+    assert not (gated / "out/gate.jsonl").exists()
+
+
+def test_scores_are_not_taken_over_to_other_data(gated):
+    saves = [*GATE, "--set", "checkpoint.every_steps=6"]
+    assert run(gated, "train", "config.yaml", *saves).code == 0
+    assert sum(line["gated"] for line in metrics(gated / "out")[6:9]) > 0
+    write_tokens(gated, "task", sequences(SAMPLES, 2))  # as many, others
+    ended = run(gated, "train", "config.yaml", *saves, "--set", "output=other", "--resume",
+                "out/checkpoints/step-000006", "--allow-change")
+    assert ended.code == 0, ended.err
+    # Of 32 scores the first 30 are there after three steps.
+    assert [line["gated"] for line in metrics(gated / "other")[:3]] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("steps, warned", [(4, True), (5, False)])
+def test_a_gate_that_cannot_act_is_told(gated, steps, warned):
+    ended = run(gated, "check", "config.yaml", *GATE, "--set", f"train.steps={steps}")
+    assert ended.code == 0
+    assert ("objective.gate: nothing will be left out: the run draws 40 of 40 samples" in ended.err
+            ) == warned
 
 
 def test_check_says_that_there_is_nothing_to_score_with(gated):

@@ -126,12 +126,16 @@ def test_what_was_never_scored_and_what_is_the_same_is_no_outlier():
     assert not audit.outliers(np.array([-9.0, 0.0, 0.0, 0.0]), 2).any()
 
 
-@pytest.mark.parametrize("arguments", [["--drop", "1"], ["--drop-outliers", "2"],
-                                       ["--drop-outliers", "0", "--out", "x"],
-                                       ["--drop", "1", "--drop-outliers", "2", "--out", "x"],
-                                       ["--out", "x"],
-                                       ["--drop", "4", "--out", "x"]])
-def test_dropping_needs_a_number_and_a_file(tmp_path, arguments):
+@pytest.mark.parametrize("arguments, message", [
+    (["--drop", "1"], "error: --drop or --drop-outliers, and --out, belong together"),
+    (["--drop-outliers", "2"], "error: --drop or --drop-outliers, and --out, belong together"),
+    (["--out", "x"], "error: --drop or --drop-outliers, and --out, belong together"),
+    (["--drop-outliers", "0", "--out", "x"], "error: --drop-outliers 0: must be above 0"),
+    (["--drop", "1", "--drop-outliers", "2", "--out", "x"], "not allowed with argument --drop"),
+    (["--drop", "4", "--out", "x"], "error: --drop: 4 would be left out"),
+])
+def test_dropping_needs_a_number_and_a_file(tmp_path, arguments, message):
     ended = command(*write(tmp_path), *arguments)
-    assert ended.returncode in (1, 2) and "error: " in ended.stderr and "--drop" in ended.stderr
+    assert ended.returncode in (1, 2) and "error: " in ended.stderr
+    assert message in ended.stderr.splitlines()[-1]
     assert not (tmp_path / "x").exists()

@@ -445,6 +445,35 @@ TEST_F(Plan, ALateStepCountsAsWell) {
   EXPECT_EQ(dist::steps_seen(100'000, 1'000'000), 16);
 }
 
+// The longest sequence is the second step's, in which the KL's gradient is computed as well.
+TEST_F(Plan, TheSecondStepHasTheKlsGradientToo) {
+  write_random_tokens(config_.data.task, {40, 60, 30, 1000, 1});
+  write_random_tokens(config_.data.align, {20, 60, 30, 1000, 2});
+  config_.batch.task_sequences = config_.batch.align_sequences = 1;
+  config_.train.steps = 7;
+  config_.objective.align_every = 4;
+  for (const bool kl : {true, false}) {
+    config_.objective.align_loss = kl ? AlignLoss::kl : AlignLoss::sft;
+    const auto model = open();
+    dist::PlanInput in = input(model);
+    const int64_t sample =
+        dist::make_planner(config_, in.streams, in.task_sequences, *model.decoder, 1)
+            .draws(1)[0]
+            .sample;
+    in.streams[0].lengths[static_cast<size_t>(sample)] = 400;
+    const RankPlan p = dist::plan_rank(*model.decoder, in, 1);
+
+    EXPECT_EQ(p.step, 1);
+    EXPECT_EQ(p.renews, kl);
+    EXPECT_EQ(p.align_tokens, kl ? 60 : 0);
+    std::vector<int64_t> renewals;
+    for (int64_t step = 0; step < 7; ++step) {
+      if (dist::renews_alignment(config_, step)) renewals.push_back(step);
+    }
+    EXPECT_EQ(renewals, kl ? (std::vector<int64_t>{0, 1, 4}) : (std::vector<int64_t>{0, 4}));
+  }
+}
+
 // The same rows in one objective and in two: what is read and written differs by the gradients.
 TEST_F(Plan, EveryRowsLogitsAreSweptOnce) {
   write_random_tokens(config_.data.task, {13, 90, 45, 1000, 1});
