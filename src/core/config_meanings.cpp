@@ -45,14 +45,14 @@ constexpr auto kMeanings = std::to_array<KeyMeaning>({
      "`two_pass` runs each objective by itself: the slow comparison for `one_pass`, same result"},
     {"objective.align_every",
      "the alignment gradient is computed in every so many-th step, the first included, with the KL "
-     "also in the second; the steps "
-     "between draw no alignment sequences and use the last one again, see [step.md](step.md)"},
+     "also in the second; the steps between draw no alignment sequences and use the last one "
+     "again, "
+     "see [step.md](step.md)"},
     {"objective.gate",
      "a task sample is left out when it comes again if its score, its own gradient along the "
      "alignment gradient, lies more than so many robust deviations (1.4826 · median absolute "
      "deviation) below the median of all scores; 0 = off, 2 or 3 are usual bounds for outliers, "
-     "see "
-     "[step.md](step.md)"},
+     "see [step.md](step.md)"},
     {"objective.gram_per_block",
      "also record uu, ua, aa of the embedding, every decoder block and the head (`blocks` in "
      "`metrics.jsonl`); adapters count to their block"},

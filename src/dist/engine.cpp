@@ -204,14 +204,12 @@ void Engine::blocks_backward(const PackedBatch& batch, GatherQueue& gathers, Kep
     if (reducing_) reducing_->finish_reduce();
     reducing_ = &unit;
   }
+  if (model_.lowest_trainable_block() >= 0) return;
+  units_[model_.embedding_unit()].lend_gradients(active_, first_);  // tied: the head's buffer
+  if (batch.token_scores.defined()) gathers.next();
   clock_.enter(Phase::backward);
-  if (model_.lowest_trainable_block() < 0) {
-    units_[model_.embedding_unit()].lend_gradients(active_, first_);  // tied: the head's buffer
-    if (batch.token_scores.defined()) gathers.next();
-    clock_.enter(Phase::backward);
-    model_.embed_backward(batch, dx);
-    if (batch.token_scores.defined()) directions_->of(model_.embedding_unit())->release();
-  }
+  model_.embed_backward(batch, dx);
+  if (batch.token_scores.defined()) directions_->of(model_.embedding_unit())->release();
 }
 
 void Engine::set_anchor() {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "core/config.h"
 #include "dist/step_scalars.h"
 
 namespace safegrad::dist {
@@ -15,13 +16,16 @@ struct HeldAlignment {
   double tokens = 0, loss = 0, aa = 0;
 };
 
-/// Steps 0, k, 2k, … compute the alignment gradient; those between use the last one again. After a
-/// step that was not finite there is none to use: the next step computes its own. Nor is there
-/// after step 0 where the loss is a KL to the start model: its gradient is zero there, up to
-/// rounding. Values are those that all ranks share, so all ranks decide the same.
+/// Steps 0, k, 2k, … compute the alignment gradient (objective.align_every: k), and step 1 where
+/// that of step 0 is a KL's at the start model: zero up to rounding.
+bool renews_alignment(const ObjectiveSection& objective, int64_t step);
+
+/// Steps that do not renew the alignment gradient use the last one again. After a step that was not
+/// finite there is none to use: the next step computes its own. Values are those that all ranks
+/// share, so all ranks decide the same.
 class HeldGradient {
  public:
-  HeldGradient(int64_t every, bool kl) : every_(every), first_(kl ? 1 : 0) {}
+  explicit HeldGradient(const ObjectiveSection& objective) : objective_(objective) {}
 
   /// What step `index` takes over; empty where it computes its own.
   std::optional<HeldAlignment> for_step(int64_t index) const;
@@ -35,8 +39,7 @@ class HeldGradient {
   void follow(int64_t index, double tokens, StepScalars& scalars);
 
  private:
-  int64_t every_;
-  int64_t first_;  // step whose gradient is worth holding
+  ObjectiveSection objective_;
   std::optional<HeldAlignment> held_;
 };
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "dist/gate.h"
+#include "dist/held_gradient.h"
 #include "dist/run_shape.h"
 
 namespace safegrad::dist {
@@ -117,7 +118,7 @@ class Planning {
 
   RankPlan run() {
     const Planner planner = look_at_steps();
-    describe(planner.plan(plan_.step, renews_alignment(input_.config, plan_.step)));
+    describe(plan_of(planner, plan_.step));
     look_at_passes();
     find_largest();
     return plan_;
@@ -141,9 +142,14 @@ class Planning {
       const int64_t total = count_steps(input_.config, input_.task_sequences);
       plan_.steps_seen = std::max(steps_seen(total, layout_.ranks), std::min(both, total));
     }
-    for (int64_t step = 0; step < plan_.steps_seen; ++step)
-      look_at(step, planner.plan(step, renews_alignment(input_.config, step)));
+    for (int64_t step = 0; step < plan_.steps_seen; ++step) look_at(step, plan_of(planner, step));
     return planner;
+  }
+
+  // A renewal that is not due draws what the last one drew.
+  StepPlan plan_of(const Planner& planner, int64_t step) const {
+    const bool renews = renews_alignment(input_.config.objective, step);
+    return planner.plan(step, /*all=*/renews && !takes_turns(input_.config));
   }
 
   void look_at(int64_t step, const StepPlan& plan) {
@@ -178,7 +184,7 @@ class Planning {
   void describe(const StepPlan& plan) {
     StepWork work;
     plan_.align_every = input_.config.objective.align_every;
-    plan_.renews = plan_.align_every == 1 || renews_alignment(input_.config, plan_.step);
+    plan_.renews = renews_alignment(input_.config.objective, plan_.step);
     const auto passes = passes_of_step();
     plan_.micro_batches = work.micro_batches = static_cast<int64_t>(plan.assignment.size());
     std::vector<bool> busy(static_cast<size_t>(layout_.ranks), false);

@@ -47,12 +47,6 @@ Turns turns_of(const RunConfig& config, size_t objective) {
   return objective == 0 ? Turns{} : Turns{config.objective.align_every, 0, 1};
 }
 
-bool renews_alignment(const RunConfig& config, int64_t step) {
-  const ObjectiveSection& o = config.objective;
-  if (o.align_every == 1) return false;
-  return step % o.align_every == 0 || (step == 1 && o.align_loss == AlignLoss::kl);
-}
-
 Stream make_stream(const ObjectiveData& data) {
   Stream stream;
   for (int64_t i = 0; i < data.file->size(); ++i) {

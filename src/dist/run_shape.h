@@ -23,10 +23,6 @@ EngineOptions engine_options(const RunConfig& config, CausalLM& model, bool like
 bool scores_all_positions(const RunConfig& config);
 /// The steps in which an objective's gradient is computed.
 Turns turns_of(const RunConfig& config, size_t objective);
-/// With objective.align_every > 1: step `step` computes the alignment gradient. Those that are due,
-/// and step 1 where that of step 0, a KL's at the start model, is not worth holding. Not that of a
-/// step that makes up for one that was not finite.
-bool renews_alignment(const RunConfig& config, int64_t step);
 /// Lengths and scored rows of a file, all of whose sequences are one step's.
 Stream make_stream(const ObjectiveData& data);
 /// Every sequence of the file once, in micro-batches of at most `max_tokens` a rank.

@@ -35,7 +35,7 @@ struct StepScalars {
 /// only time in a step that the host waits for a GPU.
 StepScalars exchange_scalars(Engine& engine, Mesh& mesh, const PassSums& sums,
                              const at::Tensor& block_grams, bool per_block, const Notice& own,
-                             int64_t score_slots = 0);
+                             int64_t score_slots);
 
 /// Inner products of gradients summed over tokens [K] -> of gradients that are means per token.
 void to_means(StepScalars& scalars, const std::vector<double>& tokens);

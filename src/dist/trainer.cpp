@@ -53,7 +53,7 @@ Trainer::Trainer(const RunConfig& config, CausalLM& model, const WeightSource& w
       planner_(make_planner(config, make_streams(config, objectives_), data.task->size(), model,
                             mesh.world().size())),
       rule_{config.objective.rule, config.objective.rho, config.objective.cagrad_c},
-      held_(config.objective.align_every, config.objective.align_loss == AlignLoss::kl),
+      held_(config.objective),
       blocks_(blocks_of(engine_)) {
   if (takes_turns(config_)) lisa_.emplace(config_, total_steps_);
   if (config_.objective.gate > 0)
@@ -107,7 +107,7 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
   if (lisa_) lisa_->measure_drift(engine_, index);
   const at::Tensor block_grams = engine_.inner_products();
   scalars_ = exchange_scalars(engine_, mesh_, sums, block_grams, exchanges_block_grams(config_),
-                              own, score_slots(plan));
+                              own, gate_ ? score_slots(plan) : 0);
   to_means(scalars_, tokens);
 
   StepRecord record;
@@ -133,10 +133,10 @@ StepRecord Trainer::step(int64_t index, const Notice& own) {
 
 // All decisions are by numbers that the ranks have exchanged in earlier steps.
 StepPlan Trainer::plan_step(int64_t index, bool all) {
-  const std::vector<int64_t> drawn = drawn_task_samples(index);
-  drawn_ = static_cast<int64_t>(drawn.size());
-  const StepPlan plan =
-      gate_ ? planner_.plan(index, all, gate_->leave_out(drawn)) : planner_.plan(index, all);
+  std::vector<int64_t> left_out;
+  if (gate_) left_out = gate_->leave_out(drawn_task_samples(index));
+  gated_ = static_cast<int64_t>(left_out.size());
+  const StepPlan plan = planner_.plan(index, all, left_out);
   task_samples_.clear();
   for (const auto& samples : samples_by_rank(plan, 0))
     task_samples_.insert(task_samples_.end(), samples.begin(), samples.end());
@@ -269,10 +269,10 @@ void Trainer::describe(StepRecord& record, const StepPlan& plan, const std::vect
       }
     }
   }
-  record.epoch = static_cast<double>(
-                     turns_of(config_, 0).before(index) * config_.batch.task_sequences + drawn_) /
-                 static_cast<double>(data_.task->size());
-  if (gate_) record.gated = drawn_ - static_cast<int64_t>(task_samples_.size());
+  const int64_t drawn = turns_of(config_, 0).before(index) * config_.batch.task_sequences +
+                        std::ssize(task_samples_) + gated_;
+  record.epoch = static_cast<double>(drawn) / static_cast<double>(data_.task->size());
+  if (gate_) record.gated = gated_;
   record.lr = config_.optimizer.lr * schedule_factor(config_.schedule, index, total_steps_);
   record.loss_task = scalars_.loss[0] / tokens[0];
   if (objectives_.size() > 1) record.loss_align = scalars_.loss[1] / tokens[1];

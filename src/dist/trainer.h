@@ -120,7 +120,7 @@ class Trainer {
   StepScalars scalars_;  // of the last step, Gram matrices of mean gradients
   std::vector<std::vector<double>> coefficients_;
   std::vector<int64_t> task_samples_;  // that the last step ran
-  int64_t drawn_ = 0;                  // of task samples, those that it left out included
+  int64_t gated_ = 0;                  // draws that it left out
 };
 
 /// Scores a model on the config's probes without training; name -> measures. Files without choices

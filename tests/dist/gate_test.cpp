@@ -247,8 +247,8 @@ TEST_F(Gates, TheAlignmentResponsesGiveADirectionFromTheSecondStepOn) {
 TEST_F(Gates, AnAlignmentGradientThatIsHeldIsTheDirectionUntilItIsRenewed) {
   RunConfig c = config("llama3");
   c.objective.align_every = 3;
-  for_each_sharding(
-      c, [&](const RunConfig& run) { expect_scores_of_own_gradients(run, kFloat, 8); });
+  for_each_sharding(c,
+                    [&](const RunConfig& run) { expect_scores_of_own_gradients(run, kFloat, 8); });
 }
 
 TEST_F(Gates, WhileNothingIsLeftOutAllBitsAreThoseOfARunWithoutGate) {
