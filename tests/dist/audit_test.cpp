@@ -99,14 +99,7 @@ class Audits : public ::testing::Test {
     c.batch.max_tokens_per_rank = 67;  // several micro-batches
     return c;
   }
-  RunConfig lora() const {
-    RunConfig c = plain("qwen2");
-    c.model.trainable.clear();
-    c.model.lora = LoraConfig{
-        .rank = 3, .alpha = 9, .targets = {"q_proj", "v_proj", "o_proj", "up_proj", "down_proj"}};
-    c.optimizer.lr = 1e-2;
-    return c;
-  }
+  RunConfig lora() const { return with_lora(plain("qwen2")); }
   void write(const RunConfig& c) {
     all_->barrier();
     if (all_->rank() == 0) write_tiny_data(c);

@@ -92,13 +92,6 @@ class Gates : public ::testing::Test {
     write(c);
     return c;
   }
-  RunConfig with_lora(RunConfig c) {
-    c.model.trainable.clear();
-    c.model.lora = LoraConfig{
-        .rank = 3, .alpha = 9, .targets = {"q_proj", "v_proj", "o_proj", "up_proj", "down_proj"}};
-    c.optimizer.lr = 1e-2;
-    return c;
-  }
   // The planted samples say one word all the time, and the KL looks at the same positions: what
   // they teach is what it takes back.
   void write(const RunConfig& c) {

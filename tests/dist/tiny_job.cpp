@@ -113,6 +113,14 @@ RunConfig tiny_config(const std::string& gold, const std::string& folder) {
   return config;
 }
 
+RunConfig with_lora(RunConfig config) {
+  config.model.trainable.clear();
+  config.model.lora = LoraConfig{
+      .rank = 3, .alpha = 9, .targets = {"q_proj", "v_proj", "o_proj", "up_proj", "down_proj"}};
+  config.optimizer.lr = 1e-2;
+  return config;
+}
+
 void write_tiny_data(const RunConfig& config) {
   const int64_t vocab = models::read_decoder_config(config.model.path + "/config.json").vocab_size;
   write_random_token_file(config.data.task, 11, vocab, 1, false);

@@ -43,6 +43,9 @@ class SharedFolder {
 /// Model `gold` (a folder of tests/gold/data), 11 task and 7 alignment sequences, 5 + 3 a step, 20
 /// steps; lr large enough to move.
 RunConfig tiny_config(const std::string& gold, const std::string& folder);
+/// The same with adapters in place of all weights: attention's and the MLP's, at a rate at which
+/// they move.
+RunConfig with_lora(RunConfig config);
 /// Writes the token files that tiny_config names.
 void write_tiny_data(const RunConfig& config);
 
