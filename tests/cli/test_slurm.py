@@ -71,7 +71,8 @@ def test_ranks_that_do_not_find_each_other_write_nothing(job, slurm):
     assert not (job / "out").exists()
 
 
-LONG = ["config.yaml", "--set", "train.steps=600", "--set", "probe=null", "--set",
+STEPS = 4000  # many seconds: Slurm takes a while to preempt a job
+LONG = ["config.yaml", "--set", f"train.steps={STEPS}", "--set", "probe=null", "--set",
         "model.lora={rank: 4, dropout: 0.1}"]
 
 
@@ -122,7 +123,7 @@ def expect_whole(job: Path, environment: dict, waiting: subprocess.Popen, number
     stopped = re.search(r"stopped on request after step (\d+)", log)
     assert stopped, log
     assert f"resumes after step {stopped[1]} from out/checkpoints/" in log
-    assert 5 <= int(stopped[1]) < 600
+    assert 5 <= int(stopped[1]) < STEPS
     assert (metrics(job / "out"), model(job / "out")) == whole
     return log
 
