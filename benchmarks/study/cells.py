@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,20 +55,23 @@ def read_scale(path: Path) -> tuple[Scale, list[Cell]]:
     for key, kind in SCALE_KEYS.items():
         if not isinstance(keys.get(key), kind):
             raise InputError(f"{path}: {key}: is {keys.get(key)!r}, must be a {kind.__name__}")
-    unknown = set(keys) - set(SCALE_KEYS) - {"align_first"}
+    unknown = set(keys) - set(SCALE_KEYS) - {"align_first", "lists"}
     if unknown:
         raise InputError(f"{path}: {', '.join(sorted(unknown))}: no such key")
     scale = Scale(Path(keys["model"]), keys.get("align_first"), keys["run"], keys["samples"],
                   keys["launch"].split(), keys["judge"].split(), keys["jobs"],
                   Path(keys["folder"]), Path(keys["results"]))
-    return scale, read_grid(Path(keys["grid"]))
+    return scale, read_grid(Path(keys["grid"]), keys.get("lists", ["cells"]))
 
 
-def read_grid(path: Path) -> list[Cell]:
-    """All cells in the order in which they run."""
+def read_grid(path: Path, lists: Sequence[str] = ("cells",)) -> list[Cell]:
+    """All cells of these lists of the grid, in the order in which they run."""
     grid = read_yaml(path)
+    for name in lists:
+        if name not in grid:
+            raise InputError(f"{path}: {name}: no such list of cells")
     cells: dict[str, Cell] = {}
-    for group in grid["cells"]:
+    for group in (group for name in lists for group in grid[name]):
         for seed in group["seeds"]:
             for poison in group["poison"]:
                 for arm in group["arms"]:

@@ -196,32 +196,35 @@ TEST(GoldKl, AllPositionsAsTheAuthorsSum) {
   expect_gradients(run, 1, "grad_align_all.", tensors_of(run.gold));
 }
 
-TEST(GoldLogits, EqualTransformers) {
-  for (const char* name : {"llama3", "llama_tied", "qwen2", "qwen3"}) {
-    const Gold gold(name);
-    dist::Mesh mesh(world(), 0);
-    ModelSection section;
-    section.path = gold.folder();
-    const auto model = models::open_model(section, 0, backend());
-    dist::Engine engine(*model.decoder, mesh, {});
-    engine.load(*model.weights);
-    // Every rank runs every sequence, all positions: gathers are collective, batches need not
-    // differ.
-    std::vector<ObjectiveData> all = {{&gold.task(), true, {}}, {&gold.align(), true, {}}};
-    const at::Tensor h = engine.hidden(pack(gold.draws(0, 1), all, {}));
-    at::Tensor logits;
-    engine.with_head(
-        [&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()).cpu(); });
+class GoldLogits : public ::testing::TestWithParam<std::string> {};
 
-    const double worst =
-        (logits.to(at::kDouble) - gold.tensor("logits")).abs().max().item<double>();
-    EXPECT_LT(worst, 1e-4) << name;  // logits of a few units in float32
-  }
+TEST_P(GoldLogits, EqualTransformers) {
+  const Gold gold(GetParam());
+  dist::Mesh mesh(world(), 0);
+  ModelSection section;
+  section.path = gold.folder();
+  const auto model = models::open_model(section, 0, backend());
+  dist::Engine engine(*model.decoder, mesh, {});
+  engine.load(*model.weights);
+  // Every rank runs every sequence, all positions: gathers are collective, batches need not
+  // differ.
+  std::vector<ObjectiveData> all = {{&gold.task(), true, {}}, {&gold.align(), true, {}}};
+  const at::Tensor h = engine.hidden(upload(pack(gold.draws(0, 1), all, {}), backend()));
+  at::Tensor logits;
+  engine.with_head([&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()).cpu(); });
+
+  const double worst =
+      (logits.to(at::kDouble) - gold.tensor("logits")).abs().max().item<double>();
+  EXPECT_LT(worst, 1e-4);  // logits of a few units in float32
 }
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldLogits,
+                         ::testing::Values("llama3", "llama_tied", "qwen2", "qwen3"),
+                         [](const auto& info) { return info.param; });
 
 // The real model, made by tools/smollm2.py: logits at 64 words of the vocabulary, at every position
 // of three sequences.
-TEST(GoldLogits, SmolLM2EqualsTransformers) {
+TEST(GoldSmolLM2, LogitsEqualTransformers) {
   const SafetensorsFile gold(SAFEGRAD_SOURCE_DIR "/tests/gold/data/smollm2.safetensors");
   ModelSection section;
   section.path = SAFEGRAD_SOURCE_DIR "/models/smollm2-135m-instruct";

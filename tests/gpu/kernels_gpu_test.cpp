@@ -89,7 +89,7 @@ TEST_P(GpuKernels, RotateSwigluAndDropout) {
   const at::Tensor expected = cpu_kernels().dropout(dact, batch, 0.3, 4);
   batch.positions = there(positions);
   batch.dropout_keys = there(batch.dropout_keys);
-  expect_equal(gpu().dropout(there(dact), batch, 0.3, 4).cpu(), expected);
+  expect_equal(gpu().dropout(there(dact), batch, 0.3, 4), expected);
 }
 
 PackedBatch batch_of(const std::vector<int64_t>& lengths) {
@@ -118,9 +118,9 @@ TEST_P(GpuKernels, AttentionForwardAndBackward) {
   const at::Tensor dqkv =
       gpu().attention_backward(there(dout), there(qkv), device, device_saved, shape, batch);
   expect_near(dqkv, cpu_kernels().attention_backward(dout, qkv, host, host_saved, shape, batch));
-  expect_equal(
-      gpu().attention_backward(there(dout), there(qkv), device, device_saved, shape, batch),
-      dqkv);  // the same bits again
+  const at::Tensor again =
+      gpu().attention_backward(there(dout), there(qkv), device, device_saved, shape, batch);
+  expect_equal(again, dqkv);
 }
 
 TEST_P(GpuKernels, AttentionOfASequenceThatContinuesAnother) {
@@ -159,7 +159,7 @@ TEST_P(GpuKernels, LogitsAndTheirLosses) {
   EXPECT_NEAR(device[1].item<double>() / host[1].item<double>(), 1, 10 * tolerance(dtype()));
   expect_near(device_dce, host_dce);
   at::Tensor again_ce, again_kl;
-  expect_equal(losses(gpu(), move, again_ce, again_kl).cpu(), device);
+  expect_equal(losses(gpu(), move, again_ce, again_kl), device);
 }
 
 TEST_P(GpuKernels, InnerProductsAndTheUpdate) {

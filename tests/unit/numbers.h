@@ -38,7 +38,7 @@ inline at::Tensor indices(const std::vector<int64_t>& values) {
 }
 
 inline Values values_of(const at::Tensor& x) {
-  const at::Tensor flat = x.to(at::kDouble).contiguous();
+  const at::Tensor flat = x.to(at::kCPU, at::kDouble).contiguous();
   const double* data = flat.data_ptr<double>();
   return {data, data + flat.numel()};
 }
