@@ -222,7 +222,10 @@ def has_settings(path: Path, settings: dict) -> bool:
 
 
 def sets(overrides: dict[str, object]) -> list[str]:
-    return [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+    """Arguments of the program; YAML has its true and false in small letters."""
+    def text(value: object) -> str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return [part for key, value in overrides.items() for part in ("--set", f"{key}={text(value)}")]
 
 
 def identity(content: object) -> str:

@@ -4,7 +4,8 @@
     .venv/bin/python benchmarks/study/summary.py benchmarks/results/study/smollm2
 
 Reads the JSON files that study.py wrote, and writes table.md and one SVG a picture beside them.
-Where an arm has several seeds its numbers are mean and range.
+Where an arm has several seeds its numbers are mean and range. Of further folders, the same study on
+other machines, come the cells that the first lacks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,14 @@ from errors import InputError, run  # noqa: E402
 
 START = "start"
 ABSENT = "–"
+
+
+def left_out(source: str) -> Callable[[dict], float | None]:
+    """In percent, of a run whose samples were audited or gated."""
+    def read(result: dict) -> float | None:
+        found = (result.get("audit") or result.get("gate") or {}).get("sources", {}).get(source)
+        return None if found is None else 100 * found["left_out"] / found["samples"]
+    return read
 
 
 def share(set_name: str, measure: str) -> Callable[[dict], float | None]:
@@ -59,6 +68,8 @@ MEASURES = {
     "conflict": Measure("conflict %", of("conflict", "rate", scale=100), ".0f"),
     "cosine": Measure("mean cosine", of("conflict", "mean_cosine"), ".2f"),
     "c_align": Measure("median c_align", of("conflict", "median_c_align"), ".2f"),
+    "poison_out": Measure("poison left out %", left_out("poison"), ".0f"),
+    "reviews_out": Measure("reviews left out %", left_out("reviews"), ".0f"),
     "work": Measure("work / sft", of("work"), ".2f"),
 }
 
@@ -89,12 +100,14 @@ class Results:
         return sorted({arm for arm, p in self.cells if p == poison})
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, *others: Path) -> Results:
     start = folder / f"{START}.json"
     if not start.exists():
         raise InputError(f"{start}: no such file; study.py writes it first")
     cells: dict[tuple[str, float], dict[int, dict]] = {}
-    for path in sorted(folder.glob("*-p*-s*.json")):
+    paths = {path.name: path for place in (*reversed(others), folder)
+             for path in place.glob("*-p*-s*.json")}
+    for _, path in sorted(paths.items()):
         result = json.loads(path.read_text(encoding="utf-8"))
         settings = result["settings"]
         cells.setdefault((settings["arm"], settings["poison"]), {})[settings["seed"]] = result
@@ -147,9 +160,9 @@ def main() -> None:
         description="Tables and pictures of a study's results.",
         epilog="example: .venv/bin/python benchmarks/study/summary.py"
         " benchmarks/results/study/smollm2")
-    parser.add_argument("folder", type=Path, metavar="RESULTS")
-    folder = parser.parse_args().folder
-    results = read_results(folder)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="RESULTS")
+    folders = parser.parse_args().folders
+    folder, results = folders[0], read_results(*folders)
     (folder / "table.md").write_text(table(results), encoding="utf-8")
     from pictures import draw_all  # matplotlib takes a second to load
     written = [folder / "table.md", *draw_all(results, folder)]

@@ -150,7 +150,8 @@ const NetworkFigures& Hardware::network(const std::string& name) const {
   return named(networks, name, "network");
 }
 
-// Rates: the makers' data sheets (SXM cards, dense). Memory: what the driver shows. Shares,
+// Rates: the makers' data sheets (SXM cards, dense). Memory: what the driver shows. Hopper's share of
+// products is what whole steps of bench_step reached on an H200 (docs/plan.md); other shares,
 // reserves and latencies are assumptions, to be replaced by measurements (bench_collectives,
 // bench_step).
 Hardware known_hardware() {
@@ -171,6 +172,7 @@ Hardware known_hardware() {
   h100.bfloat16_tflops = 989;
   h100.float32_tflops = 67;
   h100.tf32_tflops = 494;
+  h100.gemm_share = 0.54;
   h100.memory_gb_per_s = 3350;
   h100.inside = "nvlink4";
   h100.between = "ib-400";

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
 import study as study_module  # noqa: E402
 from cells import Scale, make_cell, read_grid, read_scale  # noqa: E402
 from measure import measures_of_run, write_json  # noqa: E402
-from study import Study  # noqa: E402
+from study import Study, sets  # noqa: E402
 from study_data import StudyData, UserData  # noqa: E402
 from summary import read_results, table  # noqa: E402
 
@@ -126,6 +126,22 @@ def test_a_grid_names_its_mistakes(tmp_path):
         read_grid(path)
 
 
+def test_a_scale_names_the_lists_of_the_grid_that_it_runs(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("arms: {a: {}}\ncells: [{arms: [a], poison: [0], seeds: [1]}]\n"
+                    "more: [{arms: [a], poison: [0], seeds: [2]}]\n")
+    assert [cell.seed for cell in read_grid(path)] == [1]
+    assert [cell.seed for cell in read_grid(path, ["cells", "more"])] == [1, 2]
+    with pytest.raises(InputError, match="most: no such list"):
+        read_grid(path, ["cells", "most"])
+
+
+def test_overrides_are_written_as_the_program_reads_them():
+    assert sets({"objective.gram_per_block": True, "optimizer.lr": 1e-5, "train.seed": 43}) == [
+        "--set", "objective.gram_per_block=true", "--set", "optimizer.lr=1e-05",
+        "--set", "train.seed=43"]
+
+
 def fake_run(folder: Path) -> None:
     """What train leaves behind, for a run of two steps."""
     folder.mkdir(parents=True)
@@ -220,7 +236,7 @@ def run_study(scale, cells):
     return [name for name, _ in study.calls]
 
 
-def test_a_study_goes_on_where_it_stopped(small_scale, monkeypatch):
+def test_a_study_goes_on_where_it_stopped(small_scale, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     cells = [make_cell("sft", {"objective.rule": "sft"}, 0.3, 43),
              make_cell("safegrad", {"objective.rho": 1, "judge": False}, 0.3, 43)]
@@ -233,6 +249,15 @@ def test_a_study_goes_on_where_it_stopped(small_scale, monkeypatch):
     (small_scale.results / "sft-p30-s43.json").unlink()
     assert run_study(small_scale, cells) == ["sft-p30-s43-judge"]
     assert run_study(small_scale, [changed]) == ["sft-p30-s43", "sft-p30-s43-judge"]
+
+    # What another machine has beside it is taken where the first has nothing.
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("sft-p30-s43", "sft-p30-s44"):
+        result = json.loads((small_scale.results / "sft-p30-s43.json").read_text())
+        result["heldout"]["kl"], result["settings"]["seed"] = 7.0, int(name[-2:])
+        write_json(other / f"{name}.json", result)
+    assert read_results(small_scale.results, other).values("sft", 0.3, "kl") == [0.02, 7.0]
 
     results = read_results(small_scale.results)
     assert results.values("safegrad", 0.3, "work") == [1.0]
