@@ -167,6 +167,8 @@ nlohmann::ordered_json measure(const Options& o, const RunConfig& config, dist::
   result["align_sequences"] = o.align_sequences;
   result["sequence_length"] = o.sequence_length;
   result["median_step_s"] = median(seconds);
+  result["mean_step_s"] =
+      std::accumulate(seconds.begin(), seconds.end(), 0.0) / static_cast<double>(seconds.size());
   result["min_step_s"] = *std::min_element(seconds.begin(), seconds.end());
   result["max_step_s"] = *std::max_element(seconds.begin(), seconds.end());
   result["tokens_per_s"] = median(tokens) / median(seconds);

@@ -64,22 +64,42 @@ def safety(results):
 
 
 def trade(results):
-    """Every arm at the largest poison ratio: what it keeps against what it learns."""
-    figure, axis = plt.subplots(figsize=(7, 4.2))
-    poison = max(results.poisons, default=0)
-    for arm in results.arms(poison):
-        x, y = (results.mean(arm, poison, name) for name in ("accuracy", "harmful"))
-        if x is None or y is None:
-            continue
-        label, colour = HEADLINE.get(arm, (arm, MUTED))
-        axis.plot(x, y, "o", color=colour, markersize=6 if arm in HEADLINE else 4)
-        axis.annotate(label, (x, y), xytext=(5, 2), textcoords="offset points", fontsize=7,
-                      color=colour)
-    axis.set_xlabel("task accuracy, %")
-    axis.set_title(f"harmful prompts not refused at {100 * poison:g} % poison, %", loc="left",
-                   fontsize=10)
+    """Every arm at the largest poison ratio that most arms ran at, best first: what it keeps, what
+    it learns, what it refuses without need; mean and range over seeds.
+    """
+    poison = max(results.poisons, key=lambda p: (len(results.arms(p)), p), default=0)
+    arms = [arm for arm in results.arms(poison) if results.values(arm, poison, "harmful")]
+    arms.sort(key=lambda arm: results.mean(arm, poison, "harmful"))
+    figure, axes = plt.subplots(1, 3, figsize=(9, 1 + 0.21 * len(arms)), sharey=True)
+    names = ("harmful", "over_refusal", "accuracy")
+    titles = ("harmful prompts not refused, %", "harmless prompts refused, %", "task accuracy, %")
+    for axis, name, title in zip(axes, names, titles):
+        for row, arm in enumerate(arms):
+            values = results.values(arm, poison, name)
+            colour = HEADLINE.get(arm, ("", MUTED))[1]
+            axis.plot([min(values), max(values)], [row, row], color=colour, linewidth=2, alpha=0.5)
+            axis.plot(results.mean(arm, poison, name), row, "o", color=colour, markersize=5)
+        start = results.of_start(name)
+        if start is not None:
+            axis.axvline(start, color=MUTED, linestyle=":", linewidth=1)
+        axis.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.5)
+        axis.set_title(title, loc="left", fontsize=10)
+    seeds = [len(results.values(arm, poison, "harmful")) for arm in arms]
+    labels = [HEADLINE.get(arm, (arm, ""))[0] for arm in arms]
+    axes[0].set_yticks(range(len(arms)), [f"{label} ({n})" for label, n in zip(labels, seeds)],
+                       fontsize=8)
+    axes[0].set_ylim(len(arms) - 0.5, -0.5)
+    figure.text(0, -0.01, f"{100 * poison:g} % poison; in brackets seeds, whose range is the bar; "
+                "dotted: the start model", fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def running_mean(series, width: int = 9):
+    """Over up to `width` values around each."""
+    half = width // 2
+    parts = [series[max(0, i - half):i + half + 1] for i in range(len(series))]
+    return [sum(part) / len(part) for part in parts]
 
 
 def conflict(results):
@@ -90,13 +110,15 @@ def conflict(results):
         seeds = results.cells.get(("safegrad", poison))
         if not seeds:
             continue
-        series = next(iter(seeds.values()))["steps"]["cosine"]
-        left.plot(range(1, len(series) + 1), series, linewidth=1.2,
+        steps = zip(*(seed["steps"]["cosine"] for seed in seeds.values()))
+        # There is none where a = 0.
+        series = running_mean([sum(c or 0.0 for c in cosines) / len(cosines) for cosines in steps])
+        left.plot(range(1, len(series) + 1), series, linewidth=1.5,
                   color=colours(0.1 + 0.8 * poison / max(results.poisons[-1], 1e-9)),
                   label=f"{100 * poison:g} %")
     left.axhline(0, color=MUTED, linewidth=0.8)
     left.set_xlabel("step")
-    left.set_title("cosine of task and alignment gradient, SafeGrad", loc="left", fontsize=10)
+    left.set_title("cosine of u and a, SafeGrad (mean of 9 steps)", loc="left", fontsize=10)
     left.legend(title="poison", fontsize=8, title_fontsize=8, ncols=2)
     for arm, label in (("sft_watched", "plain"), ("safegrad", "SafeGrad")):
         points = [(100 * p, results.mean(arm, p, "conflict")) for p in results.poisons]
