@@ -55,20 +55,23 @@ def read_scale(path: Path) -> tuple[Scale, list[Cell]]:
     for key, kind in SCALE_KEYS.items():
         if not isinstance(keys.get(key), kind):
             raise InputError(f"{path}: {key}: is {keys.get(key)!r}, must be a {kind.__name__}")
+    lists = keys.get("lists", ["cells"])
+    if not isinstance(lists, list):
+        raise InputError(f"{path}: lists: is {lists!r}, must be a list of names")
     unknown = set(keys) - set(SCALE_KEYS) - {"align_first", "lists"}
     if unknown:
         raise InputError(f"{path}: {', '.join(sorted(unknown))}: no such key")
     scale = Scale(Path(keys["model"]), keys.get("align_first"), keys["run"], keys["samples"],
                   keys["launch"].split(), keys["judge"].split(), keys["jobs"],
                   Path(keys["folder"]), Path(keys["results"]))
-    return scale, read_grid(Path(keys["grid"]), keys.get("lists", ["cells"]))
+    return scale, read_grid(Path(keys["grid"]), lists)
 
 
 def read_grid(path: Path, lists: Sequence[str] = ("cells",)) -> list[Cell]:
     """All cells of these lists of the grid, in the order in which they run."""
     grid = read_yaml(path)
     for name in lists:
-        if name not in grid:
+        if not isinstance(grid.get(name), list):
             raise InputError(f"{path}: {name}: no such list of cells")
     cells: dict[str, Cell] = {}
     for group in (group for name in lists for group in grid[name]):
@@ -76,10 +79,10 @@ def read_grid(path: Path, lists: Sequence[str] = ("cells",)) -> list[Cell]:
             for poison in group["poison"]:
                 for arm in group["arms"]:
                     if arm not in grid["arms"]:
-                        raise InputError(f"{path}: cells: {arm}: no such arm")
+                        raise InputError(f"{path}: {arm}: no such arm")
                     cell = make_cell(arm, grid["arms"][arm], poison, seed)
                     if cell.name in cells:
-                        raise InputError(f"{path}: cells: {cell.name} is there twice")
+                        raise InputError(f"{path}: {cell.name} is there twice")
                     cells[cell.name] = cell
     return list(cells.values())
 

@@ -76,6 +76,8 @@ def trade(results):
     for axis, name, title in zip(axes, names, titles):
         for row, arm in enumerate(arms):
             values = results.values(arm, poison, name)
+            if not values:
+                continue
             colour = HEADLINE.get(arm, ("", MUTED))[1]
             axis.plot([min(values), max(values)], [row, row], color=colour, linewidth=2, alpha=0.5)
             axis.plot(results.mean(arm, poison, name), row, "o", color=colour, markersize=5)
@@ -89,8 +91,8 @@ def trade(results):
     axes[0].set_yticks(range(len(arms)), [f"{label} ({n})" for label, n in zip(labels, seeds)],
                        fontsize=8)
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
-    figure.text(0, -0.01, f"{100 * poison:g} % poison; in brackets seeds, whose range is the bar; "
-                "dotted: the start model", fontsize=8)
+    figure.text(0, -0.01, f"{100 * poison:g} % poison; number of seeds in brackets, bars show "
+                "their range; dotted: the start model", fontsize=8)
     figure.tight_layout()
     return figure
 
@@ -111,14 +113,14 @@ def conflict(results):
         if not seeds:
             continue
         steps = zip(*(seed["steps"]["cosine"] for seed in seeds.values()))
-        # There is none where a = 0.
+        # There is none where a = 0: counted as 0.
         series = running_mean([sum(c or 0.0 for c in cosines) / len(cosines) for cosines in steps])
         left.plot(range(1, len(series) + 1), series, linewidth=1.5,
                   color=colours(0.1 + 0.8 * poison / max(results.poisons[-1], 1e-9)),
                   label=f"{100 * poison:g} %")
     left.axhline(0, color=MUTED, linewidth=0.8)
     left.set_xlabel("step")
-    left.set_title("cosine of u and a, SafeGrad (mean of 9 steps)", loc="left", fontsize=10)
+    left.set_title("cosine of u and a, SafeGrad (mean of seeds, 9 steps)", loc="left", fontsize=10)
     left.legend(title="poison", fontsize=8, title_fontsize=8, ncols=2)
     for arm, label in (("sft_watched", "plain"), ("safegrad", "SafeGrad")):
         points = [(100 * p, results.mean(arm, p, "conflict")) for p in results.poisons]

@@ -233,7 +233,7 @@ def identity(content: object) -> str:
 
 
 def judge_options(scale: Scale) -> list[str]:
-    """What is asked, not where the programs are."""
+    """How the judge works (device, batches too), not where the programs are."""
     return [word for word in scale.judge[1:] if not word.endswith("judge.py")]
 
 

@@ -5,7 +5,7 @@
 
 Reads the JSON files that study.py wrote, and writes table.md and one SVG a picture beside them.
 Where an arm has several seeds its numbers are mean and range. Of further folders, the same study on
-other machines, come the cells that the first lacks.
+other machines, come the cells that the first lacks; the table marks their arms with *.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Results:
 
     start: dict
     cells: dict[tuple[str, float], dict[int, dict]]
+    elsewhere: set[tuple[str, float]]  # of which a seed is another machine's
 
     def values(self, arm: str, poison: float, measure: str) -> list[float]:
         found = [MEASURES[measure].read(r) for r in self.cells.get((arm, poison), {}).values()]
@@ -105,18 +106,29 @@ def read_results(folder: Path, *others: Path) -> Results:
     if not start.exists():
         raise InputError(f"{start}: no such file; study.py writes it first")
     cells: dict[tuple[str, float], dict[int, dict]] = {}
-    paths = {path.name: path for place in (*reversed(others), folder)
-             for path in place.glob("*-p*-s*.json")}
-    for _, path in sorted(paths.items()):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        settings = result["settings"]
-        cells.setdefault((settings["arm"], settings["poison"]), {})[settings["seed"]] = result
+    elsewhere = set()
+    for place in (folder, *others):
+        for path in sorted(place.glob("*-p*-s*.json")):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            settings = result["settings"]
+            key = settings["arm"], settings["poison"]
+            known = cells.setdefault(key, {}).setdefault(settings["seed"], result)
+            if what_was_run(known) != what_was_run(result):
+                raise InputError(f"{path}: its settings are not those of the same cell in {folder}")
+            if known is result and place != folder:
+                elsewhere.add(key)
     for (_, poison), seeds in cells.items():
         for seed, result in seeds.items():
             plain = cells.get(("sft", poison), {}).get(seed)
             if plain:
                 result["work"] = work(result) / work(plain)
-    return Results(json.loads(start.read_text(encoding="utf-8")), cells)
+    return Results(json.loads(start.read_text(encoding="utf-8")), cells, elsewhere)
+
+
+def what_was_run(result: dict) -> dict:
+    """Settings less those that differ between machines: the start model's own, the judge's."""
+    return {key: value for key, value in result["settings"].items()
+            if key not in ("start", "judge")}
 
 
 def work(result: dict) -> float:
@@ -151,7 +163,9 @@ def table(results: Results) -> str:
             cells = [spread(results.values(arm, poison, name), m.form)
                      for name, m in MEASURES.items()]
             seeds = len(results.cells[arm, poison])
-            lines.append(f"| {100 * poison:g} % | {arm} | {seeds} | " + " | ".join(cells) + " |")
+            mark = "*" if (arm, poison) in results.elsewhere else ""
+            lines.append(f"| {100 * poison:g} % | {arm}{mark} | {seeds} | "
+                         + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

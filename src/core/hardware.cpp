@@ -150,8 +150,8 @@ const NetworkFigures& Hardware::network(const std::string& name) const {
   return named(networks, name, "network");
 }
 
-// Rates: the makers' data sheets (SXM cards, dense). Memory: what the driver shows. Hopper's share of
-// products is what whole steps of bench_step reached on an H200 (docs/plan.md); other shares,
+// Rates: the makers' data sheets (SXM cards, dense). Memory: what the driver shows. Hopper's
+// gemm_share is fitted to whole steps of bench_step on an H200 (docs/plan.md); other shares,
 // reserves and latencies are assumptions, to be replaced by measurements (bench_collectives,
 // bench_step).
 Hardware known_hardware() {

@@ -6,8 +6,8 @@
 
 namespace safegrad {
 
-/// What one rank has. Rates are the maker's; `gemm_share` is what large products reach of them, an
-/// assumption where it was not measured.
+/// What one rank has. Rates are the maker's; `gemm_share` is what a step's products reach of them,
+/// an assumption where it was not fitted to steps that were seen.
 struct DeviceFigures {
   double memory_gib = 0;       ///< of a rank
   double reserve_gib = 0;      ///< not there for tensors: contexts, libraries, fragments

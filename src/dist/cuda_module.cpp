@@ -13,10 +13,10 @@ namespace {
 
 constexpr const char* kModule = "libsafegrad_cuda.so";
 
-// Beside the program as it is built, or in ../lib as it is installed; tests lie two folders below.
+// Beside the program as it is built, or in ../lib as it is installed.
 std::filesystem::path find_module() {
   const auto folder = std::filesystem::read_symlink("/proc/self/exe").parent_path();
-  for (const char* place : {".", "../lib", "../.."}) {
+  for (const char* place : {".", "../lib"}) {
     const auto path = (folder / place / kModule).lexically_normal();
     if (std::filesystem::exists(path)) return path;
   }

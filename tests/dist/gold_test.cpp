@@ -213,8 +213,7 @@ TEST_P(GoldLogits, EqualTransformers) {
   at::Tensor logits;
   engine.with_head([&](Parameter& head, Parameter&) { logits = at::mm(h, head.value.t()).cpu(); });
 
-  const double worst =
-      (logits.to(at::kDouble) - gold.tensor("logits")).abs().max().item<double>();
+  const double worst = (logits.to(at::kDouble) - gold.tensor("logits")).abs().max().item<double>();
   EXPECT_LT(worst, 1e-4);  // logits of a few units in float32
 }
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "study"))
 import study as study_module  # noqa: E402
 from cells import Scale, make_cell, read_grid, read_scale  # noqa: E402
 from measure import measures_of_run, write_json  # noqa: E402
+from pictures import draw_all  # noqa: E402
 from study import Study, sets  # noqa: E402
 from study_data import StudyData, UserData  # noqa: E402
 from summary import read_results, table  # noqa: E402
@@ -134,6 +135,8 @@ def test_a_scale_names_the_lists_of_the_grid_that_it_runs(tmp_path):
     assert [cell.seed for cell in read_grid(path, ["cells", "more"])] == [1, 2]
     with pytest.raises(InputError, match="most: no such list"):
         read_grid(path, ["cells", "most"])
+    with pytest.raises(InputError, match="arms: no such list"):
+        read_grid(path, ["arms"])
 
 
 def test_overrides_are_written_as_the_program_reads_them():
@@ -257,10 +260,20 @@ def test_a_study_goes_on_where_it_stopped(small_scale, tmp_path, monkeypatch):
         result = json.loads((small_scale.results / "sft-p30-s43.json").read_text())
         result["heldout"]["kl"], result["settings"]["seed"] = 7.0, int(name[-2:])
         write_json(other / f"{name}.json", result)
-    assert read_results(small_scale.results, other).values("sft", 0.3, "kl") == [0.02, 7.0]
+    both = read_results(small_scale.results, other)
+    assert both.values("sft", 0.3, "kl") == [0.02, 7.0]
+    assert "| 30 % | sft* | 2 |" in table(both)
+    result["settings"] |= {"seed": 43, "run": "of another config"}
+    write_json(other / "sft-p30-s43.json", result)
+    with pytest.raises(InputError, match="sft-p30-s43.json: its settings are not those"):
+        read_results(small_scale.results, other)
 
     results = read_results(small_scale.results)
     assert results.values("safegrad", 0.3, "work") == [1.0]
+    pictures = draw_all(results, tmp_path)
+    assert [path.name for path in pictures] == ["safety.svg", "trade.svg", "conflict.svg"]
+    assert "plain (1)" in pictures[1].read_text()  # the arm that is not judged is not drawn
+    assert "SafeGrad, KL (1)" not in pictures[1].read_text()
     text = table(results)
     assert re.search(r"\| 30 % \| sft \| 1 \| 75\.0 \|", text)
     assert re.search(r"\| 30 % \| safegrad \| 1 \| – \|", text)
