@@ -74,7 +74,7 @@ NOT_RUN = {
     "build/safegrad audit": "needs data of the quickstart; test_audit.py runs it",
     "launch/local -n 2 audit": "needs data of the quickstart; test_audit.py runs it",
     ".venv/bin/python tools/audit.py": "needs an audit of it; tests/tools/test_audit.py runs it",
-    "benchmarks/audit": "hours",
+    ".venv/bin/python benchmarks/audit": "hours",
     "benchmarks/cost": "half an hour, and needs 5 GB of packages",
     ".venv/bin/python benchmarks/study/study.py": "hours; tests/tools/test_study.py",
     ".venv/bin/python benchmarks/study/summary.py": "writes here; tests/tools/test_study.py",
