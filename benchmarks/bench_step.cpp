@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 
 #include <ATen/Parallel.h>
 #include <CLI/CLI.hpp>

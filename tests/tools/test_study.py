@@ -195,6 +195,20 @@ def test_measures_of_blocks(tmp_path):
         "block 0": {"conflict": 0.5, "mean_cosine": 0.0}}
 
 
+def test_the_two_machines_agree_as_evidence_says():
+    results = ROOT / "benchmarks" / "results" / "study"
+    changed = {}
+    for path in sorted((results / "smollm2").glob("*.json")):
+        other = results / "smollm2-gpu" / path.name
+        if other.exists():
+            cpu, gpu = (json.loads(p.read_text())["judge"]["results"] for p in (path, other))
+            changed[path.stem] = max(abs(share["count"] - gpu[part][name]["count"])
+                                     for part, shares in cpu.items()
+                                     for name, share in shares.items())
+    assert len(changed) == 16
+    assert sorted(changed.values()) == [0] * 15 + [1]
+
+
 class Recorder(Study):
     """A study whose programs are replaced by what they would leave behind."""
 
