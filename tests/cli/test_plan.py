@@ -327,3 +327,28 @@ def test_check_knows_the_limits_of_gpu_kernels_without_a_gpu(job):
     assert taken.code == 0, taken.err
     assert refused.code == 1
     assert "head_dim is 12" in refused.err and "multiples of 8 up to 256" in refused.err
+
+
+CARD = ROOT / "benchmarks/results/gpu-check-h200.json"
+
+
+@pytest.mark.parametrize("row", json.loads(CARD.read_text())["steps"],
+                         ids=lambda row: f"{row['label']} {row['rule']}".replace(" ", "_"))
+def test_memory_and_time_are_those_that_a_gpu_showed(tmp_path, row):
+    align = "align: align.safetensors" if row["align_sequences"] else ""
+    (tmp_path / "config.yaml").write_text(f"""\
+model: {{config: {ROOT}/benchmarks/{row["model"]}}}
+data: {{task: task.safetensors, {align}}}
+objective: {{rule: {row["rule"]}}}
+batch: {{task_sequences: {row["task_sequences"]}, align_sequences: {row["align_sequences"]},
+        max_tokens_per_rank: 65536}}
+optimizer: {{lr: 1e-5}}
+train: {{steps: {row["steps"]}}}
+output: out
+""")
+    options = [word for key in row["set"] for word in ("--set", key)]
+    [line] = lines_of(plan(tmp_path, "--ranks=1", "--device=h200", "--json", *options,
+                           f"--tokens-per-sequence={row['sequence_length']}"))
+
+    assert 0.998 < line["peak_bytes"] / 2**30 / row["peak_device_gib"] < 1
+    assert 0.915 < line["step_s"] / row["median_step_s"] < 1.035  # 0.92 to 1.03, rounded
